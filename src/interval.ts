@@ -22,6 +22,10 @@ export class IntervalSet {
     return size
   }
 
+  clear(): void {
+    this.#ends = []
+  }
+
   has(value: number): boolean {
     const i = this.#search(value)
     return i < this.#ends.length && this.#ends[i]! <= value

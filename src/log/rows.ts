@@ -146,6 +146,7 @@ export interface DoneRow {
   readonly peer: PeerId
   readonly epoch: number
   readonly ends: readonly number[]
+  readonly dead: readonly number[]
 }
 export const doneKey = (space: SpaceId, route: number): Buffer => key('done', Buffer.from(space, 'hex'), u32(route))
 export const doneOfKey = (at: Buffer): { space: SpaceId; route: number } => ({

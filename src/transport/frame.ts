@@ -163,13 +163,14 @@ export class PacketWriter {
   }
 
   /** A data frame, copied from where it is kept, with what belongs to this connection written over. */
-  data(from: Buffer, start: number, end: number, lane: number, ageMs: number, attempts: number, flags: number): void {
+  data(from: Buffer, start: number, end: number, lane: number, sequence: number, ageMs: number, attempts: number, flags: number): void {
     const at = this.#open(end - start)
     const slab = this.#slab
     from.copy(slab, at, start, end)
     slab[at + 1] = slab[at + 1]! | flags
     if (attempts > 0) slab.writeUInt16BE(attempts, at + 2)
     slab.writeUInt32BE(lane, at + 4)
+    slab.writeUIntBE(sequence, at + 8, 6)
     slab.writeUIntBE(ageMs, at + 20, 6)
   }
 
@@ -203,6 +204,12 @@ export class PacketWriter {
     const at = this.#open(bytes.length + 1)
     this.#slab[at] = type
     bytes.copy(this.#slab, at + 1)
+  }
+
+  /** Frames that were encoded before, with their lengths. */
+  raw(frames: Buffer): void {
+    const at = this.#open(frames.length - 4)
+    frames.copy(this.#slab, at - 4)
   }
 
   /** A slice of a body that is too large for one frame. */
