@@ -213,8 +213,9 @@ class StoreOpening {
         pause: () => new Promise((resume) => this.#options.clock.timer(0, resume)),
       })
     } catch (error) {
-      if (!(error instanceof Damage)) throw notWritable(this.#folder.dir, error)
-      if (!suspect) throw this.#damaged(error.message, 'Restore the folder from a backup; nothing was changed.')
+      // An unreadable sector is not the store's last word: nothing is moved for it.
+      if (!suspect || !(error instanceof Damage))
+        throw this.#damaged(reasonOf(error), 'Restore the folder from a backup; nothing was changed.')
       const setAside = this.#folder.setDataAside('damaged')
       this.#folder.writeRecord({ ...record, setAside })
       throw this.#damaged(

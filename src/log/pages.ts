@@ -127,8 +127,61 @@ export interface Walk {
 
 /** Walks both trees; throws Damage at the first thing that is wrong. */
 export async function walkTrees(walk: Walk): Promise<void> {
-  await new TreeWalk(walk, 'the free list', walk.meta.free, false).run()
-  await new TreeWalk(walk, 'the rows', walk.meta.main, true).run()
+  const used = new UsedPages(walk.meta.lastPage)
+  const lists = await new TreeWalk(walk, used, 'the free list', walk.meta.free, false).run()
+  await new TreeWalk(walk, used, 'the rows', walk.meta.main, true).run()
+  for (const list of lists) used.checkFree(list)
+}
+
+/** Which pages the trees use: a page in two places, or also listed as free, would be overwritten sooner or later. */
+class UsedPages {
+  readonly #lastPage: number
+  readonly #bits: Uint8Array
+
+  constructor(lastPage: number) {
+    this.#lastPage = lastPage
+    // The walk has found the file to end before most of what an absurd last page would need.
+    if (lastPage > 2 ** 34) throw new Damage(`its last page is page ${lastPage}, more than any store has`)
+    this.#bits = new Uint8Array((lastPage >>> 3) + 1)
+  }
+
+  /** Notes `count` pages from `first`. */
+  take(first: number, count: number, by: string): void {
+    if (first < 2 || first + count - 1 > this.#lastPage)
+      throw new Damage(`${by} point to page ${first}, which is not in 2 to ${this.#lastPage}`)
+    for (let page = first; page < first + count; page++) {
+      if (this.#has(page)) throw new Damage(`page ${page} is used twice, the second time by ${by}`)
+      this.#bits[page >>> 3]! |= 1 << (page & 7)
+    }
+  }
+
+  /** A record of the free list: a count of entries, each a page; a negative one is the length of a run from the next. */
+  checkFree(list: Buffer): void {
+    const entries = list.length < 8 ? -1 : Number(list.readBigInt64LE(0))
+    if (entries < 0 || entries * 8 + 8 > list.length)
+      throw new Damage(`a record of the free list claims ${entries} entries`)
+    let run = 1
+    for (let index = 1; index <= entries; index++) {
+      const entry = Number(list.readBigInt64LE(8 * index))
+      if (entry < 0) {
+        run = -entry
+        continue
+      }
+      if (entry !== 0) this.#checkFreeRun(entry, run)
+      run = 1
+    }
+  }
+
+  #checkFreeRun(first: number, count: number): void {
+    if (first < 2 || first + count - 1 > this.#lastPage)
+      throw new Damage(`the free list names page ${first}, which is not in 2 to ${this.#lastPage}`)
+    for (let page = first; page < first + count; page++)
+      if (this.#has(page)) throw new Damage(`page ${page} is in use and in the free list`)
+  }
+
+  #has(page: number): boolean {
+    return (this.#bits[page >>> 3]! & (1 << (page & 7))) !== 0
+  }
 }
 
 interface Visit {
@@ -150,6 +203,7 @@ interface Node {
 
 class TreeWalk {
   readonly #walk: Walk
+  readonly #used: UsedPages
   readonly #name: string
   readonly #tree: Tree
   /** The free list is ordered by number, not by bytes, and its rows are LMDB's own. */
@@ -158,15 +212,18 @@ class TreeWalk {
   #leafPages = 0
   #overflowPages = 0
   #entries = 0
+  /** What the free tree's rows hold. */
+  readonly #lists: Buffer[] = []
 
-  constructor(walk: Walk, name: string, tree: Tree, isRows: boolean) {
+  constructor(walk: Walk, used: UsedPages, name: string, tree: Tree, isRows: boolean) {
     this.#walk = walk
+    this.#used = used
     this.#name = name
     this.#tree = tree
     this.#isRows = isRows
   }
 
-  async run(): Promise<void> {
+  async run(): Promise<readonly Buffer[]> {
     const { root, depth } = this.#tree
     if (root !== NO_ROOT) {
       // Depth first, so that what waits is bounded by fan-out times depth.
@@ -180,9 +237,10 @@ class TreeWalk {
     }
     this.#compare('branch pages', this.#branchPages, this.#tree.branchPages)
     this.#compare('leaf pages', this.#leafPages, this.#tree.leafPages)
-    if (this.#walk.depth === 'branches') return
+    if (this.#walk.depth === 'branches') return []
     this.#compare('overflow pages', this.#overflowPages, this.#tree.overflowPages)
     this.#compare('entries', this.#entries, this.#tree.entries)
+    return this.#lists
   }
 
   #compare(what: string, found: number, claimed: number): void {
@@ -206,17 +264,18 @@ class TreeWalk {
   #leaf(visit: Visit): void {
     this.#leafPages++
     if (this.#walk.depth === 'branches') {
-      this.#checkNumber(visit.page)
+      this.#used.take(visit.page, 1, this.#name)
       return
     }
     const page = this.#readPage(visit.page, LEAF)
     for (const node of this.#nodes(page, visit, false)) {
       this.#entries++
-      const data =
-        (node.flags & BIG_DATA) !== 0
-          ? this.#overflow(page, node, visit.page)
-          : page.subarray(node.dataAt, node.dataAt + node.number)
-      if (this.#isRows && data && this.#walk.depth === 'rows') this.#walk.checkRow(node.key, data, visit.page)
+      const inPage = (node.flags & BIG_DATA) === 0
+      const data = inPage
+        ? page.subarray(node.dataAt, node.dataAt + node.number)
+        : this.#overflow(page, node, visit.page)
+      if (!this.#isRows) this.#lists.push(data!)
+      else if (this.#walk.depth === 'rows') this.#walk.checkRow(node.key, data!, visit.page)
     }
   }
 
@@ -226,9 +285,8 @@ class TreeWalk {
     const { pageBytes } = this.#walk.meta
     const pages = Math.ceil((HEADER + node.number) / pageBytes)
     this.#overflowPages += pages
-    this.#checkNumber(first)
-    this.#checkNumber(first + pages - 1)
-    const wanted = this.#isRows && this.#walk.depth === 'rows'
+    this.#used.take(first, pages, this.#name)
+    const wanted = !this.#isRows || this.#walk.depth === 'rows'
     const bytes = readAt(this.#walk.fd, first * pageBytes, HEADER + (wanted ? node.number : 0), `page ${first}`)
     this.#checkHeader(bytes, first, OVERFLOW)
     const claimed = bytes.readUInt32LE(20)
@@ -242,16 +300,11 @@ class TreeWalk {
   }
 
   #readPage(number: number, kind: number): Buffer {
-    this.#checkNumber(number)
+    this.#used.take(number, 1, this.#name)
     const { pageBytes } = this.#walk.meta
     const page = readAt(this.#walk.fd, number * pageBytes, pageBytes, `page ${number}`)
     this.#checkHeader(page, number, kind)
     return page
-  }
-
-  #checkNumber(number: number): void {
-    if (number < 2 || number > this.#walk.meta.lastPage)
-      throw new Damage(`${this.#name} point to page ${number}, which is not in 2 to ${this.#walk.meta.lastPage}`)
   }
 
   #checkHeader(page: Buffer, number: number, kind: number): void {
