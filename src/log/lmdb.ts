@@ -11,6 +11,7 @@
  * ended up under another key, are both seen. One row beyond all keys of the caller holds the store's id.
  */
 import * as fs from 'node:fs'
+import { promisify } from 'node:util'
 import { crc32 } from 'node:zlib'
 import { open } from 'lmdb'
 import type { Cancel, Clock } from '../clock.js'
@@ -87,7 +88,12 @@ const FILE_CHECK_MS = 1000
 const QUICK_CHECK_BYTES = 64 * 1024 * 1024
 /** Sorts after every key a caller may use. */
 const IDENTITY_KEY = Buffer.alloc(KEY_BYTES + 1, 0xff)
+const EIO = 5
+/** What a batch may need beyond its own bytes: copies of the pages that it changes. */
+const SHORT_OF_ROOM_BYTES = 1024 * 1024
 const NO_SPACE: readonly unknown[] = [28 /* ENOSPC */, 122 /* EDQUOT */, -30792 /* MDB_MAP_FULL */]
+
+const fdatasync = promisify(fs.fdatasync)
 
 /**
  * Opens the store in `dir`, or creates it. It is this process's alone until the log is closed.
@@ -454,9 +460,23 @@ class LmdbLog implements Log {
       (error as { commitError?: Promise<unknown> }).commitError ?? error,
     ).catch((c: unknown) => c)
     const reason = reasonOf(cause)
-    if (NO_SPACE.includes((cause as { code?: unknown }).code))
-      this.#settle(entry, { kind: 'full', reason: `There is no room on the disk: ${reason}` })
-    else this.#fail(`A commit failed: ${reason}`)
+    const code = (cause as { code?: unknown }).code
+    if (NO_SPACE.includes(code) || (code === EIO && (await this.#isShortWrite(entry))))
+      this.#settle(entry, { kind: 'full', reason: `There is no room on the disk: ${reason}.` })
+    else this.#fail(`A commit failed: ${reason}.`)
+  }
+
+  /**
+   * A write that a full disk cut short is EIO to LMDB, as is a flush that failed. It gave up before the flush, and
+   * nothing was applied, if the disk is full now and a flush of our own, which would be told of a failed one, succeeds.
+   */
+  async #isShortWrite({ growthBytes }: Entry): Promise<boolean> {
+    const { bavail, bsize } = fs.statfsSync(this.#folder.dir)
+    if (bavail * bsize > 2 * growthBytes + SHORT_OF_ROOM_BYTES) return false
+    return fdatasync(this.#fd).then(
+      () => true,
+      () => false,
+    )
   }
 
   #settle(entry: Entry, result: CommitResult): void {

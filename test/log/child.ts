@@ -3,7 +3,7 @@
  *
  *     child.js hold DIR                 opens the store, prints "open" or the code of the error, and stays
  *     child.js count DIR CLASS          commits a counter again and again and prints each number that was acknowledged
- *     child.js trace DIR                commits 20 times at class disk; marks each done with an access(2) of done-N
+ *     child.js trace DIR CLASS          commits 20 times and marks each done with an access(2) of /done-N
  *     child.js flip DIR SEED TRIALS     flips a bit of a copy of the store in DIR, opens it and reads every row
  */
 import * as fs from 'node:fs'
@@ -43,7 +43,7 @@ async function count(): Promise<void> {
 }
 
 async function trace(): Promise<void> {
-  const { log } = await openStore(dir, { durability: 'disk' })
+  const { log } = await openStore(dir, { durability: rest[0] as 'process' | 'disk' })
   for (let number = 0; number < 20; number++) {
     await commit(log, [put(keyOf(number), `value ${number}`)])
     fs.existsSync(`/done-${number}`)
