@@ -52,7 +52,8 @@ export class SocketConnection implements Connection {
   start(accept: Accept): void {
     const socket = this.#socket
     socket.on('drain', () => this.#drained())
-    socket.on('error', (error) => this.#note(error.message))
+    // After the handshake, node:tls reports a forged record here and does not end the socket by itself.
+    socket.on('error', (error) => this.destroy(error.message))
     socket.once('end', () => this.destroy('the other side closed it'))
     socket.once('close', () => this.#closed())
     this.#events = accept(this)

@@ -9,7 +9,6 @@ import {
   type ConnectionOptions,
   connect as connectTls,
   createServer as createTlsServer,
-  type SecureContext,
   type TLSSocket,
 } from 'node:tls'
 import { isMainThread } from 'node:worker_threads'
@@ -26,7 +25,7 @@ import {
   parseEndpoint,
 } from './endpoint.js'
 import { type Channel, Lobby, type LobbyLimits, type Seat, SocketConnection } from './socket.js'
-import { ALPN, provenPeerOf, tlsBinding, tlsContext } from './tls.js'
+import { provenPeerOf, type TlsIdentity, tlsBinding, tlsIdentity } from './tls.js'
 import { type Accept, type Listener, PRE_AUTH_MS, type Transport } from './transport.js'
 
 /** How long a dial may take, from the name to the finished handshake. */
@@ -53,7 +52,7 @@ class TcpTransport implements Transport {
   readonly #insecure: boolean
   readonly #lobby: Lobby
   readonly #identity: Identity | undefined
-  #context: SecureContext | undefined
+  #tlsIdentity: TlsIdentity | undefined
   readonly #listeners = new Set<Listener>()
   /** Every socket that is not closed, with what ends it in order. */
   readonly #sockets = new Map<Socket, () => void>()
@@ -95,6 +94,7 @@ class TcpTransport implements Transport {
         cancel()
         signal.removeEventListener('abort', stop)
         socket.off('close', gone)
+        socket.off(up, came)
         if (error === null) {
           socket.off('error', settle)
           resolve()
@@ -106,18 +106,20 @@ class TcpTransport implements Transport {
       }
       const gone = (): void => settle(this.#closed ? closedError() : unreachable(place, 'the connection was ended'))
       const stop = (): void => settle(aborted(place, signal))
-      const cancel = this.#clock.timer(DIAL_MS, () => settle(unreachable(place, `no answer within ${DIAL_MS} ms`)))
-      signal.addEventListener('abort', stop)
-      socket.on('error', settle)
-      socket.once('close', gone)
-      socket.once(place.scheme === 'tls' ? 'secureConnect' : 'connect', () => {
+      const up = place.scheme === 'tls' ? 'secureConnect' : 'connect'
+      const came = (): void => {
         try {
           this.#start(socket, dialedChannel(socket, place), accept, this.#lobby.enter(null))
           settle(null)
         } catch (error) {
           settle(error)
         }
-      })
+      }
+      const cancel = this.#clock.timer(DIAL_MS, () => settle(unreachable(place, `no answer within ${DIAL_MS} ms`)))
+      signal.addEventListener('abort', stop)
+      socket.on('error', settle)
+      socket.once('close', gone)
+      socket.once(up, came)
     })
   }
 
@@ -134,10 +136,9 @@ class TcpTransport implements Transport {
     return parseEndpoint(endpoint, this.schemes) as Place
   }
 
-  #tls(): { secureContext: SecureContext; ALPNProtocols: string[]; rejectUnauthorized: false } {
-    this.#context ??= tlsContext(this.#identity ?? createIdentity())
-    // No authority has signed these certificates: `provenPeerOf` judges the key instead.
-    return { secureContext: this.#context, ALPNProtocols: [ALPN], rejectUnauthorized: false }
+  #tls(): TlsIdentity {
+    this.#tlsIdentity ??= tlsIdentity(this.#identity ?? createIdentity())
+    return this.#tlsIdentity
   }
 
   #track(socket: Socket): void {

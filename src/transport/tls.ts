@@ -3,23 +3,33 @@
  * authority signs anything; who the other one is follows from the key alone, which the handshake proves it holds.
  */
 import { sign } from 'node:crypto'
-import { createSecureContext, type SecureContext, type TLSSocket } from 'node:tls'
+import type { TLSSocket } from 'node:tls'
 import { type Identity, peerIdOf, rawPublicKey } from '../identity.js'
 import type { PeerId } from '../message.js'
 
-export const ALPN = 'peerpost/1'
+const ALPN = 'peerpost/1'
 const EXPORTER_LABEL = 'EXPORTER-peerpost-channel'
 const BINDING_BYTES = 32
 
-/** Key and certificate of this peer, for both directions. */
-export function tlsContext(identity: Identity): SecureContext {
-  return createSecureContext({
-    key: identity.privateKey.export({ format: 'pem', type: 'pkcs8' }),
-    cert: certificateOf(identity),
-    minVersion: 'TLSv1.3',
-    maxVersion: 'TLSv1.3',
-  })
+/** What both directions ask of a handshake. */
+export interface TlsIdentity {
+  readonly key: string
+  readonly cert: string
+  readonly minVersion: 'TLSv1.3'
+  readonly maxVersion: 'TLSv1.3'
+  readonly ALPNProtocols: string[]
+  /** No authority has signed these certificates: `provenPeerOf` judges the key instead. */
+  readonly rejectUnauthorized: false
 }
+
+export const tlsIdentity = (identity: Identity): TlsIdentity => ({
+  key: identity.privateKey.export({ format: 'pem', type: 'pkcs8' }).toString(),
+  cert: certificateOf(identity),
+  minVersion: 'TLSv1.3',
+  maxVersion: 'TLSv1.3',
+  ALPNProtocols: [ALPN],
+  rejectUnauthorized: false,
+})
 
 /** Who is at the other end of a finished handshake, or null where it showed no Ed25519 key. */
 export function provenPeerOf(socket: TLSSocket): PeerId | null {
