@@ -2,7 +2,10 @@
  * Endpoints: the texts that say where a peer listens, such as `tls://edge-7.example:7400#12D3Koo…`. They are read here
  * and nowhere else, so that each mistake gets the same sentence wherever it is made.
  */
-import { BlockList, isIP, isIPv6 } from 'node:net'
+import { type LookupAddress, lookup } from 'node:dns'
+import { lstatSync, type Stats, unlinkSync } from 'node:fs'
+import { BlockList, connect, isIP, isIPv6 } from 'node:net'
+import { isMainThread } from 'node:worker_threads'
 import { PeerpostError } from '../errors.js'
 import { isPeerId } from '../identity.js'
 import type { PeerId } from '../message.js'
@@ -20,7 +23,7 @@ export interface HostEndpoint extends Common {
   readonly kind: 'host'
   readonly host: string
   readonly port: number
-  /** The server's CURVE key, 40 characters of Z85 or 64 hexadecimal digits (`?curve=`), on zmq+tcp only. */
+  /** On zmq+tcp: the server's CURVE key, 40 characters of Z85 or 64 hexadecimal digits, or empty for a bare `?curve`. */
   readonly curve: string | null
 }
 
@@ -104,6 +107,7 @@ function readPin(endpoint: string, pin: string): PeerId {
 }
 
 function readCurve(endpoint: string, query: string): string {
+  if (query === 'curve') return ''
   const key = /^curve=(.+)$/.exec(query)?.[1]
   // Z85 has characters that mean something in an address, so a key may also stand there as hexadecimal.
   if (key !== undefined && (/^[0-9a-f]{64}$/.test(key) || /^[0-9a-zA-Z.\-:+=^!/*?&<>()[\]{}@%$]{40}$/.test(key)))
@@ -150,3 +154,60 @@ export const insecure = (endpoint: string, safer: string): PeerpostError =>
     'INSECURE_ENDPOINT',
     `The endpoint "${endpoint}" would carry messages in the clear off this machine. ${safer}, or permit it with insecure: true (--insecure).`,
   )
+
+export const inUse = (text: string): PeerpostError =>
+  new PeerpostError(
+    'ADDRESS_IN_USE',
+    `Something listens on ${text} already. Stop it, or take another endpoint with --listen.`,
+  )
+
+/** All addresses of a host, IPv4 first. Rejects with ENDPOINT_INVALID where it has none. */
+export const resolveHost = (place: HostEndpoint): Promise<[LookupAddress, ...LookupAddress[]]> =>
+  new Promise((done, fail) => {
+    lookup(place.host, { all: true }, (error, addresses) => {
+      const [first, ...rest] = (addresses ?? []).sort((a, b) => a.family - b.family)
+      if (first !== undefined) done([first, ...rest])
+      else fail(invalid(place.text, `the name ${place.host} has no address (${error?.code ?? 'ENOTFOUND'})`, error))
+    })
+  })
+
+/** Makes room for a socket: removes one that a dead process left, and nothing else. Rejects where something else stands. */
+export async function clearPath(place: PathEndpoint): Promise<void> {
+  const found = statOf(place.path)
+  if (found === null) return
+  if (!found.isSocket())
+    throw invalid(
+      place.text,
+      found.isSymbolicLink() ? 'it is a symbolic link' : 'a file that is no socket stands there',
+    )
+  if (await answers(place.path)) throw inUse(place.text)
+  // Another process may have replaced the dead socket by its own in the meantime: then binding fails, as it should.
+  if (statOf(place.path)?.ino === found.ino) unlinkSync(place.path)
+}
+
+function statOf(path: string): Stats | null {
+  return lstatSync(path, { throwIfNoEntry: false }) ?? null
+}
+
+/** Does someone accept connections there? Only a clear refusal says no. */
+const answers = (path: string): Promise<boolean> =>
+  new Promise((done) => {
+    const probe = connect({ path })
+    probe.once('connect', () => {
+      probe.destroy()
+      done(true)
+    })
+    probe.once('error', (error: NodeJS.ErrnoException) =>
+      done(error.code !== 'ECONNREFUSED' && error.code !== 'ENOENT'),
+    )
+  })
+
+/** Runs a call that binds a socket in the file system, so that nobody else may ever connect. A worker thread may not change the mask. */
+export function privately(bind: () => void): void {
+  const mask = isMainThread ? process.umask(0o177) : null
+  try {
+    bind()
+  } finally {
+    if (mask !== null) process.umask(mask)
+  }
+}

@@ -2,7 +2,7 @@
  * The built-in transport: `tcp://host:port`, `tls://host:port` and `unix:///path`, over node:net and node:tls.
  */
 import { type LookupAddress, lookup } from 'node:dns'
-import { chmodSync, lstatSync, type Stats, unlinkSync } from 'node:fs'
+import { chmodSync } from 'node:fs'
 import { type AddressInfo, connect, createServer, isIP, type LookupFunction, type Server, type Socket } from 'node:net'
 import { resolve as resolvePath } from 'node:path'
 import {
@@ -11,18 +11,21 @@ import {
   createServer as createTlsServer,
   type TLSSocket,
 } from 'node:tls'
-import { isMainThread } from 'node:worker_threads'
 import { type Clock, systemClock } from '../clock.js'
 import { PeerpostError, reasonOf } from '../errors.js'
 import { createIdentity, type Identity } from '../identity.js'
 import {
+  clearPath,
   type HostEndpoint,
   hostPort,
   insecure,
+  inUse,
   invalid,
   isLoopback,
   type PathEndpoint,
   parseEndpoint,
+  privately,
+  resolveHost,
 } from './endpoint.js'
 import { type Channel, Lobby, type LobbyLimits, type Seat, SocketConnection } from './socket.js'
 import { provenPeerOf, type TlsIdentity, tlsBinding, tlsIdentity } from './tls.js'
@@ -205,7 +208,7 @@ class TcpTransport implements Transport {
 
   /** The address to bind for a host: resolved here, so that what was checked is what is bound. */
   async #listenAddress(place: HostEndpoint): Promise<string> {
-    const { address } = await resolveHost(place)
+    const [{ address }] = await resolveHost(place)
     if (place.scheme !== 'tls' && !this.#insecure && !isLoopback(address)) throw insecure(place.text, SAFER)
     return address
   }
@@ -260,14 +263,6 @@ function loopbackLookup(place: Place): LookupFunction {
   }
 }
 
-const resolveHost = (place: HostEndpoint): Promise<LookupAddress> =>
-  new Promise((done, fail) => {
-    lookup(place.host, (error, address, family) => {
-      if (error) fail(invalid(place.text, `the name ${place.host} has no address (${error.code})`, error))
-      else done({ address, family })
-    })
-  })
-
 function bind(server: Server, text: string, listen: () => void): Promise<void> {
   return new Promise((done, fail) => {
     const failed = (error: NodeJS.ErrnoException): void => fail(listenError(text, error))
@@ -288,55 +283,11 @@ function listenError(text: string, error: NodeJS.ErrnoException): PeerpostError 
   return invalid(text, reasonOf(error), error)
 }
 
-const inUse = (text: string): PeerpostError =>
-  new PeerpostError(
-    'ADDRESS_IN_USE',
-    `Something listens on ${text} already. Stop it, or take another endpoint with --listen.`,
-  )
-
-/** Binds a socket in the file system with mode 0600, in place of one that a dead process left, and of nothing else. */
+/** Binds a socket in the file system with mode 0600. */
 async function bindPath(server: Server, place: PathEndpoint): Promise<void> {
-  const found = statOf(place.path)
-  if (found !== null && !found.isSocket())
-    throw invalid(
-      place.text,
-      found.isSymbolicLink() ? 'it is a symbolic link' : 'a file that is no socket stands there',
-    )
-  if (found !== null) {
-    if (await answers(place.path)) throw inUse(place.text)
-    // Another process may have replaced the dead socket by its own in the meantime: then binding fails, as it should.
-    if (statOf(place.path)?.ino === found.ino) unlinkSync(place.path)
-  }
-  await bind(server, place.text, () => listenPrivately(server, place.path))
+  await clearPath(place)
+  await bind(server, place.text, () => privately(() => server.listen({ path: place.path })))
   chmodSync(place.path, 0o600)
-}
-
-function statOf(path: string): Stats | null {
-  return lstatSync(path, { throwIfNoEntry: false }) ?? null
-}
-
-/** Does someone accept connections there? Only a clear refusal says no. */
-const answers = (path: string): Promise<boolean> =>
-  new Promise((done) => {
-    const probe = connect({ path })
-    probe.once('connect', () => {
-      probe.destroy()
-      done(true)
-    })
-    probe.once('error', (error: NodeJS.ErrnoException) =>
-      done(error.code !== 'ECONNREFUSED' && error.code !== 'ENOENT'),
-    )
-  })
-
-/** Node binds inside the call, so that the mask is changed for no other file. A worker thread may not change it. */
-function listenPrivately(server: Server, path: string): void {
-  if (!isMainThread) return void server.listen({ path })
-  const mask = process.umask(0o177)
-  try {
-    server.listen({ path })
-  } finally {
-    process.umask(mask)
-  }
 }
 
 function listeningAt(server: Server, place: Place): string {
