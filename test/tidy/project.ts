@@ -45,9 +45,7 @@ export interface Project {
   readonly manifest: Manifest
 }
 
-const SKIPPED = new Set(['node_modules', 'dist', '.git', '.tap', '.peerpost', 'results', 'target', 'coverage'])
-/** Folders of the name of a skipped one that hold sources all the same. */
-const KEPT = new Set(['bench/target'])
+const SKIPPED = new Set(['node_modules', 'dist', '.git', '.tap', '.peerpost', 'results', 'coverage'])
 const TEXT = /\.(ts|js|mjs|json|md|ya?ml|sh|py|html|css|service|toml|txt)$|(^|\/)(run|Dockerfile|\.taprc|\.gitignore)$/
 
 /** Reads the project at `root`, an absolute folder. */
@@ -56,7 +54,7 @@ export function readProject(root: string): Project {
   const visit = (folder: string): void => {
     for (const entry of readdirSync(posix.join(root, folder), { withFileTypes: true })) {
       const path = posix.join(folder, entry.name)
-      if (entry.isDirectory() && (!SKIPPED.has(entry.name) || KEPT.has(path))) visit(path)
+      if (entry.isDirectory() && !SKIPPED.has(entry.name)) visit(path)
       else if (entry.isFile() && TEXT.test(path) && statSync(posix.join(root, path)).size < 2_000_000)
         texts.set(path, readFileSync(posix.join(root, path), 'utf8'))
     }
