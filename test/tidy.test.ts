@@ -203,6 +203,15 @@ const SAMPLES: Readonly<Record<string, readonly Sample[]>> = {
   'versions are exact and no registry is named': [
     { rule: rules.pins, bad: { 'package.json': '{"dependencies":{"lmdb":"^3.0.0"}}' }, says: 'lmdb must be pinned' },
     { rule: rules.lockfile, bad: { 'package-lock.json': '{\n"resolved": "x"}' }, says: 'package-lock.json:2' },
+    {
+      rule: rules.lockfile,
+      bad: { 'package-lock.json': '{"packages":{"node_modules/a":{"optionalDependencies":{"a-arm":"1.0.0"}}}}' },
+      says: 'node_modules/a needs a-arm',
+      good: {
+        'package-lock.json':
+          '{"packages":{"":{"dependencies":{"a":"1.0.0"}},"node_modules/a":{"dependencies":{"b":"1.0.0","c":"1.0.0"}},"node_modules/a/node_modules/b":{},"node_modules/c":{}}}',
+      },
+    },
   ],
   'no absolute paths': [
     {

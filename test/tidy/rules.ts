@@ -297,11 +297,31 @@ export const pins: Rule = ({ manifest }) =>
       .map(([name, version]) => `package.json: ${name} must be pinned to one version, not "${version}"`),
   )
 
-/** The lock file names no registry: the one that the user configured serves. */
+interface Locked {
+  readonly dependencies?: Readonly<Record<string, string>>
+  readonly optionalDependencies?: Readonly<Record<string, string>>
+}
+
+/**
+ * The lock file names no registry (the one that the user configured serves), and it holds an entry for every package,
+ * those of other platforms among them: `npm ci` refuses a lock that lacks one.
+ */
 export const lockfile: Rule = ({ texts }) => {
-  const lines = (texts.get('package-lock.json') ?? '').split('\n')
-  const line = lines.findIndex((text) => text.includes('"resolved"'))
-  return line < 0 ? [] : [`package-lock.json:${line + 1}: records an address; remove every "resolved"`]
+  const text = texts.get('package-lock.json') ?? '{}'
+  const line = text.split('\n').findIndex((each) => each.includes('"resolved"'))
+  const found = line < 0 ? [] : [`package-lock.json:${line + 1}: records an address; remove every "resolved"`]
+  const { packages = {} } = JSON.parse(text) as { packages?: Record<string, Locked> }
+  for (const [path, { dependencies, optionalDependencies }] of Object.entries(packages))
+    for (const name of Object.keys({ ...dependencies, ...optionalDependencies }))
+      if (!isLocked(packages, path, name))
+        found.push(`package-lock.json: ${path || 'the root'} needs ${name}, which has no entry`)
+  return found
+}
+
+/** Looks where Node would: in the package's own node_modules, then in each above it. */
+function isLocked(packages: Record<string, Locked>, path: string, name: string): boolean {
+  if (posix.join(path, 'node_modules', name) in packages) return true
+  return path !== '' && isLocked(packages, path.slice(0, Math.max(0, path.lastIndexOf('/node_modules/'))), name)
 }
 
 /** Paths of one machine mean nothing on another. */
