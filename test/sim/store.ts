@@ -43,7 +43,7 @@ export const CALM_DISK: DiskOptions = {
   failedLostRate: 0,
   fullRate: 0,
   hangRate: 0,
-  quotaBytes: Number.POSITIVE_INFINITY,
+  quotaBytes: Number.MAX_SAFE_INTEGER,
 }
 
 /** A row as the offline check sees it. */
