@@ -7,19 +7,19 @@
  * - binary keys and values: LMDB orders keys by their bytes, and nothing of lmdb-js's own encoding reaches the disk.
  * - commits use the asynchronous interface only: a synchronous one can block for good after a failed flush.
  *
- * A stored value is `value, CRC-32 of value and key` (4 bytes, little-endian): a byte that flipped, and a value that
- * ended up under another key, are both seen. One row beyond all keys of the caller holds the store's id.
+ * What a row looks like on the disk is in `row.ts`; how the file is checked before LMDB maps it, in `pages.ts`; how a
+ * store is created, held and recognised, in `folder.ts`.
  */
 import * as fs from 'node:fs'
 import { promisify } from 'node:util'
-import { crc32 } from 'node:zlib'
 import { open } from 'lmdb'
 import type { Cancel, Clock } from '../clock.js'
-import { invariant, PeerpostError, reasonOf } from '../errors.js'
+import { PeerpostError, reasonOf } from '../errors.js'
 import { checkInteger, LIMITS } from '../options.js'
 import { currentBootId, FORMAT, notWritable, StoreFolder, type StoreRecord } from './folder.js'
 import type { Change, CommitResult, Log } from './log.js'
 import { bytesInUse, Damage, type Depth, readMeta, walkTrees } from './pages.js'
+import { frame, growthOf, IDENTITY_KEY, isSound, nameOf, PAGE_BYTES, SLAB_BYTES, unframe } from './row.js'
 
 export interface LmdbLogOptions {
   /** The store's folder; made with mode 0700 if it is missing. */
@@ -72,22 +72,11 @@ interface RangeOptions {
   readonly inclusiveEnd?: boolean
 }
 
-const KEY_BYTES = 512
-const VALUE_BYTES = 1024 * 1024
-const CRC_BYTES = 4
-/** LMDB's own bytes for a row: node header and its slot. */
-const ROW_BYTES = 10
-/** A larger row goes to pages of its own. */
-const INLINE_BYTES = 2000
-const PAGE_BYTES = 4096
-const SLAB_BYTES = 4 * 1024 * 1024
 /** lmdb-js blocks the thread at 300,000 writes under way. */
 const CHANGES_UNDER_WAY = 200_000
 const FILE_CHECK_MS = 1000
 /** Up to this size the form of every page is checked at each open; above it, only that of the branch pages. */
 const QUICK_CHECK_BYTES = 64 * 1024 * 1024
-/** Sorts after every key a caller may use. */
-const IDENTITY_KEY = Buffer.alloc(KEY_BYTES + 1, 0xff)
 const EIO = 5
 /** What a batch may need beyond its own bytes: copies of the pages that it changes. */
 const SHORT_OF_ROOM_BYTES = 1024 * 1024
@@ -568,60 +557,3 @@ class LmdbLog implements Log {
     }
   }
 }
-
-/** What a batch can add to the rows, in bytes; what it replaces or removes is not taken off. */
-function growthOf(batch: readonly Change[]): number {
-  let bytes = 0
-  for (const { key, value } of batch) {
-    invariant(key.length > 0 && key.length <= KEY_BYTES, 'a key of the log has 1 to 512 bytes')
-    if (value === null) continue
-    invariant(value.length <= VALUE_BYTES, 'a value of the log has at most 1 MiB')
-    const size = key.length + value.length + CRC_BYTES + ROW_BYTES
-    bytes += size <= INLINE_BYTES ? size : Math.ceil((size + 64) / PAGE_BYTES) * PAGE_BYTES
-  }
-  return bytes
-}
-
-/**
- * The stored form of each value, undefined for a removal. They share a few large buffers: one address to look up and
- * few objects to collect, and the key can be put behind its value for the checksum without a copy of either.
- */
-function frame(batch: readonly Change[]): (Buffer | undefined)[] {
-  let left = 0
-  for (const { value } of batch) if (value !== null) left += value.length + CRC_BYTES
-  let slab = Buffer.alloc(0)
-  let at = 0
-  return batch.map(({ key, value }) => {
-    if (value === null) return undefined
-    const size = value.length + CRC_BYTES
-    const room = size + key.length
-    if (at + room > slab.length) {
-      slab = Buffer.allocUnsafeSlow(Math.max(room, Math.min(left + KEY_BYTES + 1, SLAB_BYTES)))
-      at = 0
-    }
-    const start = at
-    const end = at + value.length
-    value.copy(slab, start)
-    key.copy(slab, end)
-    slab.writeUInt32LE(crc32(slab.subarray(start, end + key.length)), end)
-    at += size
-    left -= size
-    return slab.subarray(start, at)
-  })
-}
-
-function isSound(key: Buffer, stored: Buffer): boolean {
-  const end = stored.length - CRC_BYTES
-  return end >= 0 && crc32(key, crc32(stored.subarray(0, end))) === stored.readUInt32LE(end)
-}
-
-/** The value of a stored row. Throws STORE_DAMAGED. */
-function unframe(dir: string, key: Buffer, stored: Buffer): Buffer {
-  if (isSound(key, stored)) return stored.subarray(0, stored.length - CRC_BYTES)
-  throw new PeerpostError(
-    'STORE_DAMAGED',
-    `The row ${nameOf(key)} of the store ${dir} does not fit its checksum: bytes on the disk changed. Check the disk and restore the folder from a backup.`,
-  )
-}
-
-const nameOf = (key: Buffer): string => (key.equals(IDENTITY_KEY) ? 'with the id of the store' : key.toString('hex'))

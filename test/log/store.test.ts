@@ -8,6 +8,7 @@ import { crc32 } from 'node:zlib'
 import { type Test, test } from 'tap'
 import type { Database } from '../../src/log/lmdb.js'
 import type { CommitResult } from '../../src/log/log.js'
+import { readMeta } from '../../src/log/pages.js'
 import { commit, keyOf, put, remove, rows } from '../suite/log.js'
 import { flipBit, folderFor, openStore } from './store.js'
 
@@ -182,6 +183,21 @@ test('a damaged store is refused with a diagnosis; it never opens empty and noth
     await t.rejects(openStore(dir), { code: 'STORE_DAMAGED', message: /is of store/ })
   })
 
+  await t.test('the free list names a page that is in use', async (t) => {
+    const dir = await madeStore(t)
+    const fd = fs.openSync(data(dir), 'r+')
+    const { free, main, pageBytes } = readMeta(fd)
+    const page = Buffer.alloc(pageBytes)
+    fs.readSync(fd, page, 0, pageBytes, free.root * pageBytes)
+    // The first node of the page: 8 bytes of header, a key of 8 bytes, a count of entries, then the entries.
+    const node = 24 + page.readUInt16LE(24)
+    t.ok(page.readBigInt64LE(node + 16) >= 1n, 'there is an entry to change')
+    page.writeBigInt64LE(BigInt(main.root), node + 24)
+    fs.writeSync(fd, page, 0, pageBytes, free.root * pageBytes)
+    fs.closeSync(fd)
+    await t.rejects(openStore(dir), { code: 'STORE_DAMAGED', message: /in use and in the free list/ })
+  })
+
   await t.test(
     '600 flipped bits: each is refused, seen when read, or changes nothing; no process dies of it',
     async (t) => {
@@ -307,6 +323,38 @@ const bound = (database: Database): Database => ({
   getRange: (range) => database.getRange(range),
   resetReadTxn: () => database.resetReadTxn(),
   close: () => database.close(),
+})
+
+test('a scan gives its read transaction back before it returns, however it ends', async (t) => {
+  let held = 0
+  const wrap = (database: Database): Database => ({
+    ...bound(database),
+    getRange(range) {
+      held++
+      return database.getRange(range)
+    },
+    resetReadTxn() {
+      held = 0
+      database.resetReadTxn()
+    },
+  })
+  const { log } = await openStore(folderFor(t), { wrap })
+  await commit(log, [put(keyOf(1), 'a'), put(keyOf(2), 'b')])
+  for (const visit of [() => true, () => false])
+    for (const reverse of [false, true]) {
+      log.scan(...ALL, visit, reverse)
+      t.equal(held, 0)
+    }
+  const thrown = new Error('thrown by visit')
+  t.throws(
+    () =>
+      log.scan(...ALL, () => {
+        throw thrown
+      }),
+    thrown,
+  )
+  t.equal(held, 0)
+  await log.close()
 })
 
 test('a full store', async (t) => {
@@ -504,7 +552,7 @@ const strace = ['/usr/bin/strace', '/bin/strace'].find((path) => fs.existsSync(p
 const noStrace = strace === undefined && 'strace is not installed, so the system calls cannot be seen'
 
 test('at class disk no done comes before the fdatasync that covers it', { skip: noStrace }, async (t) => {
-  /** How many dones came while bytes of the data file were not flushed, and how many came at all. */
+  /** How many dones and meta pages came while bytes of the data file were not flushed, and how many dones in all. */
   const watch = async (durability: string): Promise<{ early: number; done: number }> => {
     const dir = folderFor(t)
     const output = join(dirname(dir), 'trace')
@@ -520,6 +568,9 @@ test('at class disk no done comes before the fdatasync that covers it', { skip: 
       const [, written] = /(?:pwrite64|pwritev|writev)\((\d+)<[^>]*data\.mdb>/.exec(line) ?? []
       const [, opened] = /O_DSYNC.* = (\d+)<[^>]*data\.mdb>/.exec(line) ?? []
       if (opened) flushing.add(opened)
+      // A meta page must not be written before what it points to is flushed, nor through the other descriptor.
+      const isMeta = written !== undefined && / = 128$/.test(line)
+      if (isMeta && (isDirty || !flushing.has(written))) seen.early++
       if (written && !flushing.has(written)) isDirty = true
       if (/fdatasync.* = 0$/.test(line)) isDirty = false
       if (!/access\("\/done-/.test(line)) continue
