@@ -74,12 +74,16 @@ interface RangeOptions {
 
 /** lmdb-js blocks the thread at 300,000 writes under way. */
 const CHANGES_UNDER_WAY = 200_000
+/** More than any address space has room to map. */
+const QUOTA_MAX_BYTES = 2 ** 45
 const FILE_CHECK_MS = 1000
 /** Up to this size the form of every page is checked at each open; above it, only that of the branch pages. */
 const QUICK_CHECK_BYTES = 64 * 1024 * 1024
 const EIO = 5
 /** What a batch may need beyond its own bytes: copies of the pages that it changes. */
 const SHORT_OF_ROOM_BYTES = 1024 * 1024
+/** What LMDB answers when a page is not what it has to be: PAGE_NOTFOUND, CORRUPTED, INVALID. */
+const DAMAGED: readonly number[] = [-30797, -30796, -30793]
 const NO_SPACE: readonly unknown[] = [28 /* ENOSPC */, 122 /* EDQUOT */, -30792 /* MDB_MAP_FULL */]
 
 const fdatasync = promisify(fs.fdatasync)
@@ -88,6 +92,9 @@ const fdatasync = promisify(fs.fdatasync)
  * Opens the store in `dir`, or creates it. It is this process's alone until the log is closed.
  * Throws STORE_IN_USE, STORE_NOT_WRITABLE, STORE_FILESYSTEM, STORE_FORMAT, STORE_DAMAGED, OPTION_INVALID. A damaged
  * store is never opened empty and nothing of it is ever deleted.
+ *
+ * The class is the store's own. A `process` store opened as `disk` is flushed as a whole and is a `disk` store from
+ * then on. A `disk` store is not opened as `process`: that would put at risk what was promised to survive a power cut.
  */
 export async function openLmdbLog(options: LmdbLogOptions): Promise<OpenedLog> {
   const { dir, durability, clock } = options
@@ -96,7 +103,7 @@ export async function openLmdbLog(options: LmdbLogOptions): Promise<OpenedLog> {
       'OPTION_INVALID',
       `durability of a store must be process or disk, not ${String(durability)}.`,
     )
-  checkInteger('quotaBytes', options.quotaBytes, 1024 * 1024, Number.MAX_SAFE_INTEGER)
+  checkInteger('quotaBytes', options.quotaBytes, 1024 * 1024, QUOTA_MAX_BYTES)
   const folder = await StoreFolder.take({
     dir,
     clock,
@@ -382,12 +389,20 @@ class LmdbLog implements Log {
     // As long as LMDB may still write, the folder stays taken; it ends with the process.
     if (this.#hangs) return
     await this.#database.close()
-    if (this.#failure === null) {
-      fs.fsyncSync(this.#fd)
-      this.#folder.writeRecord({ ...this.#record, state: 'closed' })
-    }
+    if (this.#failure === null) this.#markClosed()
     fs.closeSync(this.#fd)
     await this.#folder.release()
+  }
+
+  /** Only a store that is known to be on the disk as a whole is marked; without the mark the next open looks closer. */
+  #markClosed(): void {
+    try {
+      fs.fsyncSync(this.#fd)
+      if (this.#isFileGone()) throw new Error(this.#goneReason)
+      this.#folder.writeRecord({ ...this.#record, state: 'closed' })
+    } catch (error) {
+      this.#fail(`The store could not be closed cleanly: ${reasonOf(error)}`)
+    }
   }
 
   /** Why a batch cannot even be tried. */
@@ -450,7 +465,8 @@ class LmdbLog implements Log {
     ).catch((c: unknown) => c)
     const reason = reasonOf(cause)
     const code = (cause as { code?: unknown }).code
-    if (NO_SPACE.includes(code) || (code === EIO && (await this.#isShortWrite(entry))))
+    const isFull = NO_SPACE.includes(code) || (code === EIO && (await this.#isShortWrite(entry)))
+    if (isFull && this.#canRead())
       this.#settle(entry, { kind: 'full', reason: `There is no room on the disk: ${reason}.` })
     else this.#fail(`A commit failed: ${reason}.`)
   }
@@ -466,6 +482,16 @@ class LmdbLog implements Log {
       () => true,
       () => false,
     )
+  }
+
+  /** Whether LMDB still works: once a meta page could not be written, it refuses everything, or never answers. */
+  #canRead(): boolean {
+    try {
+      this.#database.resetReadTxn()
+      return this.#database.getBinary(IDENTITY_KEY) !== undefined
+    } catch {
+      return false
+    }
   }
 
   #settle(entry: Entry, result: CommitResult): void {
@@ -549,11 +575,10 @@ class LmdbLog implements Log {
     } catch (error) {
       const code = (error as { code?: unknown }).code
       if (typeof code !== 'number') throw error
-      throw new PeerpostError(
-        'STORE_DAMAGED',
-        `The store ${this.#folder.dir} cannot be read: ${reasonOf(error)}. Restore it from a backup.`,
-        error,
-      )
+      const reason = `The store ${this.#folder.dir} cannot be read: ${reasonOf(error)}.`
+      this.#fail(reason)
+      if (DAMAGED.includes(code)) throw new PeerpostError('STORE_DAMAGED', `${reason} Restore it from a backup.`, error)
+      throw new PeerpostError('FAILED', `${reason} Stop the peer, look at the disk, and start it again.`, error)
     }
   }
 }

@@ -483,6 +483,25 @@ test('a log that fails stops', async (t) => {
     }
   })
 
+  await t.test('no room for the meta page is a failure: LMDB answers nothing after that', async (t) => {
+    let armed = false
+    const panic = Object.assign(new Error('MDB_PANIC'), { code: 22 })
+    const { log } = await openStore(folderFor(t), {
+      wrap: (database) => ({
+        ...bound(database),
+        batch: (action) => (armed ? rejection(28) : database.batch(action)),
+        getBinary(key) {
+          if (armed) throw panic
+          return database.getBinary(key)
+        },
+      }),
+    })
+    armed = true
+    t.equal((await commit(log, [put(keyOf(1), 'x')])).kind, 'failed')
+    t.throws(() => log.get(keyOf(1)), { code: 'FAILED' })
+    await log.close()
+  })
+
   await t.test('a commit that never ends fails when its time is up', async (t) => {
     const { log, failures, arm } = await failing(t, () => new Promise(() => {}), 50)
     arm(true)
