@@ -562,7 +562,13 @@ function whenSettled(turn: Turn, sent: Sent, tell: (outcome: api.Outcome) => voi
   }
   sent.onSettled ??= []
   sent.onSettled.push(tell)
-  turn.store.outbox.watch(sent)
+  const { outbox } = turn.store
+  if (outbox.watch(sent)) return
+  // It was kept on disk only, and is finished: its outcome is what the log says.
+  const outcome = new Inspector(turn, '', []).outcome(outbox.idOf(sent.number))
+  sent.unsettled = 0
+  sent.outcome = outcome === 'dead' || outcome === 'expired' ? outcome : 'done'
+  for (const listener of sent.onSettled.splice(0)) listener(sent.outcome)
 }
 
 function onConfirmed(sent: Sent, tell: (error: Error | null) => void): void {
