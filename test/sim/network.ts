@@ -192,6 +192,7 @@ export class SimNetwork {
 
   /** Partitions `hosts`. The choice of who is cut off comes from `rng`. */
   partition(mode: PartitionMode, hosts: readonly string[], rng: Rng): void {
+    this.#count(`partition ${mode}`)
     const order = rng.shuffle(hosts)
     const stall = (a: string, b: string): void => {
       this.setStalled(a, b, true)
@@ -204,7 +205,6 @@ export class SimNetwork {
     const bridge = mode === 'bridge' ? 1 : 0
     const middle = Math.ceil((order.length - bridge) / 2) + bridge
     for (const a of order.slice(bridge, middle)) for (const b of order.slice(middle)) stall(a, b)
-    this.#count(`partition ${mode}`)
   }
 
   /** Ends all partitions. */

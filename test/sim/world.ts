@@ -188,7 +188,8 @@ class World {
   constructor(kind: NodeKind, options: RunOptions, tape: Tape | null) {
     this.#kind = kind
     this.#options = options
-    this.#rng = new Rng(options.seed, tape).fork('run')
+    const seeded = new Rng(options.seed, tape)
+    this.#rng = seeded.fork(`run ${options.salt}`)
     this.kernel = new Kernel(this.#rng)
     this.network = new SimNetwork(this.kernel, this.#rng, options.network)
     this.recorder = new Recorder(() => this.kernel.now)
@@ -206,7 +207,7 @@ class World {
       }
       this.#machines.set(node.name, machine)
     }
-    this.#workload = new Workload(options, this.#rng, this.kernel, this.recorder, (name) => this.#machines.get(name)!)
+    this.#workload = new Workload(options, seeded, this.kernel, this.recorder, (name) => this.#machines.get(name)!)
   }
 
   run(tape: Tape | null): RunResult {
