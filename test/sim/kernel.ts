@@ -152,7 +152,10 @@ export class Kernel {
     this.#endTurn()
     for (;;) {
       const event = this.#heap[0]
-      if (event === undefined) return true
+      if (event === undefined) {
+        if (Number.isFinite(until)) this.now = Math.max(this.now, until)
+        return true
+      }
       if (event.at > until) {
         this.now = until
         return false
