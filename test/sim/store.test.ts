@@ -240,7 +240,7 @@ test('a damaged row is never returned and never skipped', async (t) => {
   const store = disk.open(new Life('a'))
   store.commit([put('a', 'x')], () => undefined)
   kernel.run(100)
-  disk.damageRow(new Rng(1))
+  t.ok(disk.damageRow(Buffer.from('a')))
   t.throws(() => store.get(Buffer.from('a')), { code: 'STORE_DAMAGED' })
   t.throws(() => rows(store), { code: 'STORE_DAMAGED' })
   t.throws(() => [...disk.scan()], { code: 'STORE_DAMAGED' })

@@ -241,16 +241,14 @@ export class SimDisk {
     this.#set(new Map())
   }
 
-  /** Damages one row: reading it throws from now on. False where there is none. */
-  damageRow(rng: Rng): boolean {
-    const keys = this.#visible.sorted
-    if (keys.length === 0) return false
-    const key = rng.pick(keys)
+  /** Damages one row: reading it throws from now on. False where it is not there. */
+  damageRow(key: Buffer): boolean {
+    const text = key.toString('latin1')
     for (const image of [this.#visible, this.#durable]) {
-      const stored = image.rows.get(key)
-      if (stored !== undefined) image.rows.set(key, { ...stored, damaged: true })
+      const stored = image.rows.get(text)
+      if (stored !== undefined) image.rows.set(text, { ...stored, damaged: true })
     }
-    return true
+    return this.#visible.rows.has(text)
   }
 
   // --- called by the open store --------------------------------------------------------------------------------

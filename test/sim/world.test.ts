@@ -4,24 +4,18 @@
  */
 import { type Test, test } from 'tap'
 import type { Property } from './check.js'
+import { TOY_LIMITS } from './kinds.js'
 import { type ProfileLimits, profile } from './profile.js'
 import { type RunAttempt, shrink } from './shrink.js'
 import { type ToyFaults, toy } from './toy.js'
 import { runWorld } from './world.js'
-
-/** The toy knows one consumer for a queue, no lower class, and nothing of stores that go back in time. */
-const LIMITS: ProfileLimits = {
-  classes: ['disk'],
-  consumersPerQueue: 1,
-  faults: ['kill', 'power', 'stop', 'pause', 'full', 'jump', 'partition', 'cut'],
-}
 
 test('a protocol that does nothing wrong passes under every fault', async (t) => {
   const counts: Record<string, number> = {}
   const seeds = 400
   const started = process.hrtime.bigint()
   for (let seed = 1; seed <= seeds; seed++) {
-    const result = runWorld(toy(), profile(seed, LIMITS))
+    const result = runWorld(toy(), profile(seed, TOY_LIMITS))
     if (result.failure !== null) t.fail(`seed ${seed}: ${result.failure.property}: ${result.failure.sentence}`)
     for (const [what, times] of Object.entries(result.counts)) counts[what] = (counts[what] ?? 0) + times
   }
@@ -31,7 +25,7 @@ test('a protocol that does nothing wrong passes under every fault', async (t) =>
 
   t.comment('every kind of trouble has happened')
   const marks = [
-    ...LIMITS.faults.map((kind) => `fault ${kind}`),
+    ...TOY_LIMITS.faults.map((kind) => `fault ${kind}`),
     ...['died by kill', 'died by power', 'fail-stop', 'cut', 'half-open', 'held', 'clogged', 'corrupt', 'backpressure'],
     ...['disk full', 'disk failedApplied', 'disk failedLost', 'disk hang', 'disk power lost visible commits'],
     ...['isolate', 'halves', 'bridge', 'asymmetric'].map((mode) => `partition ${mode}`),
@@ -42,7 +36,7 @@ test('a protocol that does nothing wrong passes under every fault', async (t) =>
 test('the same seed gives the same run, and another seed another one', async (t) => {
   const hashes = new Set<string>()
   for (let seed = 1; seed <= 40; seed++) {
-    const options = profile(seed, LIMITS)
+    const options = profile(seed, TOY_LIMITS)
     const [first, second] = [runWorld(toy(), options), runWorld(toy(), options)]
     t.equal(first.hash, second.hash, `seed ${seed}`)
     t.same(first.history, second.history)
@@ -53,7 +47,7 @@ test('the same seed gives the same run, and another seed another one', async (t)
 
 test('options survive their line of JSON, and a tape replays the run that it was recorded from', async (t) => {
   for (let seed = 1; seed <= 20; seed++) {
-    const options = profile(seed, LIMITS)
+    const options = profile(seed, TOY_LIMITS)
     const recorded = runWorld(toy(), options, { tape: 'record' })
     t.equal(recorded.hash, runWorld(toy(), options).hash, 'recording changes nothing')
     const read = JSON.parse(JSON.stringify({ options, lanes: recorded.lanes })) as {
@@ -65,7 +59,7 @@ test('options survive their line of JSON, and a tape replays the run that it was
 })
 
 test('leaving out a message shifts nothing for the others', async (t) => {
-  const options = profile(3, LIMITS)
+  const options = profile(3, TOY_LIMITS)
   const invokes = (without: readonly number[]): Map<string, string> => {
     const { history } = runWorld(toy(), { ...options, without, faults: [] })
     return new Map(history.flatMap((e) => (e.f === 'invoke' ? [[e.value, `${e.queue} ${e.key} ${e.id}`]] : [])))
@@ -92,7 +86,7 @@ for (const [what, { faults, properties }] of Object.entries(FAULTS)) {
   test(`the world finds it: ${what}`, async (t) => {
     const kind = toy(faults)
     for (let seed = 1; seed <= 300; seed++) {
-      const options = profile(seed, LIMITS)
+      const options = profile(seed, TOY_LIMITS)
       const { failure, report } = runWorld(kind, options)
       if (failure === null) continue
       t.ok(properties.includes(failure.property as Property), `seed ${seed}: ${failure.property}: ${failure.sentence}`)
@@ -119,7 +113,7 @@ function smallerFails(t: Test, kind: ReturnType<typeof toy>, options: ReturnType
 
 test('a store that goes back in time and says nothing is found', async (t) => {
   const found = new Set<string>()
-  const limits: ProfileLimits = { ...LIMITS, classes: ['disk', 'process'], faults: ['wipe', 'restore', 'power'] }
+  const limits: ProfileLimits = { ...TOY_LIMITS, classes: ['disk', 'process'], faults: ['wipe', 'restore', 'power'] }
   for (let seed = 1; seed <= 200; seed++) {
     const { failure } = runWorld(toy(), profile(seed, limits))
     if (failure !== null) found.add(failure.property)
