@@ -50,11 +50,14 @@ function survivors(
 
 test('class disk: a power cut leaves all that was durable and a prefix of what was visible', async (t) => {
   const between = new Set<number>()
+  let lost = 0
   for (let seed = 1; seed <= 300; seed++) {
     const { visible, ok, left } = survivors('disk', 'power', seed)
     if (left === 'damaged' || left < ok || left > visible) return t.fail(`${ok} ok, ${visible} visible, ${left} left`)
     between.add(left - ok)
+    if (left < visible) lost++
   }
+  t.ok(lost > 10, `${lost} times something visible was lost`)
   t.ok(between.size > 1, `sometimes more is left than was promised: ${[...between]}`)
 })
 
