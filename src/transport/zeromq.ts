@@ -45,6 +45,8 @@ const CURVE_OVERHEAD = 33
 /** ZeroMQ notices a lost dialer some time after it reports one: then all are asked, so long after. */
 const PROBE_MS = [0, 5, 50, 250] as const
 
+const ZAP_DOMAIN = 'peerpost'
+
 type Zmq = typeof import('zeromq')
 type Place = HostEndpoint | PathEndpoint
 
@@ -91,6 +93,7 @@ class ZeromqTransport implements Transport {
     const plain = place.curve === null && this.#mayBePlain(place, address)
     if (place.kind === 'path') await clearPath(place)
     const engine = await this.#engine()
+    if (this.#closed) throw closedError()
     const listener = new RouterListener(engine, plain, accept, this.#clock, this.#lobby, () =>
       this.#listeners.delete(listener),
     )
@@ -106,6 +109,7 @@ class ZeromqTransport implements Transport {
     const address = await dialAddress(place)
     const key = this.#serverKey(place, address)
     const engine = await this.#engine()
+    if (this.#closed) throw closedError()
     if (signal.aborted) throw aborted(place, signal)
     const dealer = engine.dealer(key, place.kind === 'host' && address.startsWith('['))
     await new Promise<void>((resolve, reject) => {
@@ -237,7 +241,7 @@ class Engine {
 
   router(plain: boolean, ipv6: boolean): Router {
     if (!plain) this.#openDoor()
-    const curve = { curveServer: true, curveSecretKey: toZ85(this.keys.secretKey), zapDomain: 'peerpost' }
+    const curve = { curveServer: true, curveSecretKey: toZ85(this.keys.secretKey), zapDomain: ZAP_DOMAIN }
     // Without `mandatory`, what cannot be sent is dropped in silence.
     return new this.#zmq.Router({ ...this.#common(ipv6), ...(plain ? {} : curve), mandatory: true, backlog: 256 })
   }
@@ -282,21 +286,30 @@ class Engine {
     const door = new this.#zmq.Router({ context: this.#context, linger: 0 })
     door.bindSync('inproc://zeromq.zap.01')
     this.#doorkeeper = door
-    void receiving(door, async ([path, empty, version, request, domain, , , mechanism, key]) => {
-      if (request === undefined || version?.toString() !== '1.0') return
-      const welcome =
-        domain?.toString() === 'peerpost' && mechanism?.toString() === 'CURVE' && key?.length === 32 && this.allows(key)
-      await door.send([
-        path!,
-        empty!,
-        version,
-        request,
-        welcome ? '200' : '400',
-        welcome ? 'OK' : 'Unknown key',
-        '',
-        '',
-      ])
-    })
+    void this.#answer(door)
+  }
+
+  async #answer(door: Router): Promise<void> {
+    while (!door.closed) {
+      try {
+        const [path, empty, version, request, domain, , , mechanism, key] = await door.receive()
+        if (request === undefined || version?.toString() !== '1.0') continue
+        const known = key?.length === 32 && this.allows(key)
+        const welcome = known && domain?.toString() === ZAP_DOMAIN && mechanism?.toString() === 'CURVE'
+        await door.send([
+          path!,
+          empty!,
+          version,
+          request,
+          welcome ? '200' : '400',
+          welcome ? 'OK' : 'Unknown key',
+          '',
+          '',
+        ])
+      } catch {
+        // A request that cannot be answered is a refusal; a door that is closed ends the loop.
+      }
+    }
   }
 }
 

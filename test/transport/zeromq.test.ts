@@ -9,7 +9,7 @@ import { createIdentity } from '../../src/identity.js'
 import { curveKeyOf, curveKeysOf, fromZ85, toZ85 } from '../../src/transport/curve.js'
 import type { Accept, Transport } from '../../src/transport/transport.js'
 import { type ZeromqOptions, zeromqTransport } from '../../src/transport/zeromq.js'
-import { End, transportSuite } from '../suite/transport.js'
+import { End, manualClock, transportSuite } from '../suite/transport.js'
 
 const dir = await mkdtemp(join(tmpdir(), 'peerpost-zmq-'))
 t.teardown(() => rm(dir, { recursive: true, force: true }))
@@ -179,7 +179,6 @@ t.test('when the other process is killed both kinds of end hear of it', async (t
           child.kill('SIGKILL')
           await end.until(() => end.closed.length === 1)
           t.pass('the dialer')
-          done(await inbound)
         })
       })
     })
@@ -187,6 +186,23 @@ t.test('when the other process is killed both kinds of end hear of it', async (t
   const end = await inbound
   await end.until(() => end.closed.length === 1)
   t.pass('the listener')
+})
+
+t.test('a dialer that is silent for 10 s is taken for gone', async (t) => {
+  const clock = manualClock()
+  const server = transportOf(t, { clock })
+  const ends: End[] = []
+  const { endpoint } = await server.listen(
+    'zmq+tcp://127.0.0.1:0',
+    collect((end) => ends.push(end)),
+  )
+  await transportOf(t).dial(endpoint, nothing, NEVER)
+  const end = ends[0]!
+  clock.elapse(9_000)
+  t.same(end.closed, [])
+  clock.elapse(2_000)
+  await end.until(() => end.closed.length === 1)
+  t.match(end.closed[0], /silent/)
 })
 
 t.test('a process with unsent messages ends by itself', async (t) => {
