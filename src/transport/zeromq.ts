@@ -111,8 +111,13 @@ class ZeromqTransport implements Transport {
     const engine = await this.#engine()
     if (this.#closed) throw closedError()
     if (signal.aborted) throw aborted(place, signal)
-    const dealer = engine.dealer(key, place.kind === 'host' && address.startsWith('['))
-    await new Promise<void>((resolve, reject) => {
+    await this.#shakeHands(engine, place, address, key, accept, signal)
+  }
+
+  /** Connects a DEALER, says OPEN, and is done when the listener has said OPENED. */
+  #shakeHands(engine: Engine, place: Place, address: string, key: Buffer | null, accept: Accept, signal: AbortSignal) {
+    const dealer = engine.dealer(key, address.startsWith('['))
+    return new Promise<void>((resolve, reject) => {
       const connection = new ZmqConnection({
         clock: this.#clock,
         pump: new Pump(dealer, this.#clock),
@@ -146,11 +151,13 @@ class ZeromqTransport implements Transport {
       dealer.events.on('disconnect', () => lost('the connection was lost'))
       dealer.events.on('handshake:error:auth', () => settle(refused(place)))
       dealer.events.on('handshake:error:protocol', () => settle(refused(place)))
-      dealer.connect(place.kind === 'host' ? `tcp://${address}:${place.port}` : `ipc://${place.path}`)
+      dealer.connect(place.kind === 'host' ? `tcp://${address}:${place.port}` : ipcAddress(place))
       connection.control(Control.open, key === null ? Buffer.alloc(0) : engine.keys.publicKey)
       void receiving(dealer, (frames) => {
         if (connection.started) return connection.received(frames)
-        if (controlOf(frames) !== Control.opened) return lost('it does not speak peerpost')
+        const control = controlOf(frames)
+        if (control !== Control.opened)
+          return lost(control === Control.bye ? 'it takes no connections' : 'it does not speak peerpost')
         settle(null)
         this.#dialed.add(connection)
         connection.start(accept, this.#lobby.enter(null))
@@ -203,6 +210,11 @@ class ZeromqTransport implements Transport {
     if (place.curve) {
       const key = readCurveKey(place.curve)
       if (key === null) throw invalid(place.text, 'the key after ?curve= is not one')
+      if (place.pin !== null && !curveKeyOf(place.pin).equals(key))
+        throw new PeerpostError(
+          'PEER_REFUSED',
+          `The key in ${place.text} is not the one of ${place.pin}, its pinned peer.`,
+        )
       return key
     }
     const plain = place.curve === null && this.#mayBePlain(place, address) && !this.#pinnedOff(place, address)
@@ -484,6 +496,9 @@ async function dialAddress(place: Place): Promise<string> {
     throw unreachable(place, reasonOf(error.cause ?? error))
   })
 }
+
+/** Absolute, since ZeroMQ takes a leading @ for a name outside the file system, where no file mode guards it. */
+const ipcAddress = (place: PathEndpoint): string => `ipc://${resolvePath(place.path)}`
 
 const unbracketed = (address: string): string => address.replace(/^\[|\]$/g, '')
 const firstLine = (error: unknown): string => reasonOf(error).split('\n')[0]!

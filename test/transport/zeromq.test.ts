@@ -72,6 +72,8 @@ t.test('a pinned peer needs no other key, and another peer does not come up', as
   await t.resolves(client.dial(`${place}#${identity.peerId}`, nothing, NEVER))
   const wrong = client.dial(`${place}#${createIdentity().peerId}`, never(t), AbortSignal.timeout(1000))
   await t.rejects(wrong, { code: /UNREACHABLE|PEER_REFUSED|ABORTED/ })
+  const both = client.dial(`${endpoint}#${createIdentity().peerId}`, never(t), NEVER)
+  await t.rejects(both, { code: 'PEER_REFUSED' })
 })
 
 t.test('with a list of peers, a key that is not on it never comes up', async (t) => {
