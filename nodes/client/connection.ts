@@ -143,7 +143,8 @@ const exchange = (place: Place, call: ApiCall): Promise<IncomingMessage> =>
       outgoing.setTimeout(call.patienceMs, () =>
         outgoing.destroy(new Error(`no answer within ${call.patienceMs! / 1000} s`)),
       )
-    outgoing.end(call.body)
+    // Node would send the headers of a text body as UTF-8, and ours are encoded already: a body of bytes keeps them.
+    outgoing.end(Buffer.from((call.body ?? '') as string))
   })
 
 const lengthOf = (body: Buffer | string | undefined): Record<string, number> =>

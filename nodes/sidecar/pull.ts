@@ -2,6 +2,7 @@
  * Pulling over HTTP: long polls and event streams. What no client has seen goes back at once, and the rest is bound by
  * its lease.
  */
+import type { Socket } from 'node:net'
 import { PeerpostError } from '../../src/errors.js'
 import type { Delivery, Peer, PullOptions, Source } from '../../src/message.js'
 import { checkInteger, LIMITS, parseBackoff } from '../../src/options.js'
@@ -142,6 +143,7 @@ class EventStream {
   readonly #place: PullPlace
   readonly #call: Call
   readonly #max: number
+  readonly #socket: Socket | null
   readonly #unflushed = new Set<string>()
   #out = 0
   #wake: () => void = () => {}
@@ -150,6 +152,7 @@ class EventStream {
     this.#place = place
     this.#call = call
     this.#max = max
+    this.#socket = call.response.socket
     call.gone.addEventListener('abort', this.#stopped)
     place.draining.addEventListener('abort', this.#stopped)
     call.response.on('drain', this.#stopped)
@@ -176,8 +179,9 @@ class EventStream {
     }
     this.#unflushed.add(token)
     const event = `event: delivery\ndata: ${toJson(deliveryFields(delivery, token))}\n\n`
-    this.#call.response.write(event, (error) => {
-      if (!error) this.#unflushed.delete(token)
+    this.#call.response.write(event, () => {
+      // A connection that broke down calls back without an error as well, so the connection itself is asked.
+      if (this.#socket?.destroyed === false) this.#unflushed.delete(token)
     })
   }
 

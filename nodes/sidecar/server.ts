@@ -155,8 +155,8 @@ async function answer(
   if (given === null) return reply.hijack()
   if (given.sent) outcome.onSent(given.sent)
   reply.code(given.status).headers(given.headers ?? {})
-  if (given.bytes) return reply.type(given.bytes.type).send(given.bytes.data)
-  if (given.json !== undefined) return reply.type('application/json').send(JSON.stringify(given.json))
+  if (given.bytes) return reply.type(given.bytes.type).send(Buffer.from(given.bytes.data as string))
+  if (given.json !== undefined) return reply.type('application/json').send(Buffer.from(JSON.stringify(given.json)))
   return reply.send()
 }
 
@@ -169,14 +169,16 @@ function queryOf(request: FastifyRequest): Record<string, string> {
 }
 
 /**
- * Tells when a connection ended before its answer was handed to the system. `finish` comes once the last byte was;
- * `close` comes in any case.
+ * Tells when a connection ended before its answer was handed to the system. `finish` comes once the last byte was, but
+ * also when the connection was destroyed with bytes still waiting; `close` comes in any case.
  */
 function watchResponse(response: ServerResponse): {
   gone: AbortSignal
   onSent: (sent: (whole: boolean) => void) => void
 } {
   const gone = new AbortController()
+  // The response lets go of its socket before it says `finish`.
+  const { socket } = response
   let ended: boolean | null = null
   let sent: (whole: boolean) => void = () => {}
   const end = (whole: boolean) => {
@@ -185,7 +187,7 @@ function watchResponse(response: ServerResponse): {
     if (!whole) gone.abort()
     sent(whole)
   }
-  response.once('finish', () => end(response.socket === null || !response.socket.destroyed))
+  response.once('finish', () => end(socket !== null && !socket.destroyed))
   response.once('close', () => end(false))
   return {
     gone: gone.signal,
@@ -265,7 +267,10 @@ function answerError(
   if (!request.raw.complete) reply.header('connection', 'close')
   if (problem.status === 401) reply.header('www-authenticate', 'Bearer realm="peerpost"')
   if (problem.retryable && (problem.status === 503 || problem.status === 507)) reply.header('retry-after', '1')
-  return reply.code(problem.status).type('application/problem+json').send(JSON.stringify(problem))
+  return reply
+    .code(problem.status)
+    .type('application/problem+json')
+    .send(Buffer.from(JSON.stringify(problem)))
 }
 
 function bug(options: ServerOptions, thrown: unknown, request: FastifyRequest): Problem {
