@@ -166,7 +166,8 @@ function checked(origins: ReadonlyMap<string, Origin>): Config {
     const issue = result.error.issues[0]!
     const key = String(issue.path[0])
     const origin = origins.get(key)
-    const shown = typeof origin?.value === 'string' ? ` "${origin.value}"` : ''
+    // A reader of ours may quote the value itself.
+    const shown = typeof origin?.value === 'string' && !issue.message.startsWith('"') ? ` "${origin.value}"` : ''
     throw new PeerpostError(
       'CONFIG_INVALID',
       `${origin?.where ?? key}:${shown} ${issue.message}.`.replace(/\.\.$/, '.'),

@@ -9,11 +9,13 @@ import type { DeliveryTable } from './deliveries.js'
 import { type Answer, type Call, checkQuery, commandOf, type Route } from './http.js'
 import { page } from './page.js'
 import { EdgeError } from './problem.js'
+import type { Rates } from './rates.js'
 
 /** What operators are shown beside the peer. */
 export interface AdminPlace {
   readonly peer: Peer
   readonly table: DeliveryTable
+  readonly rates: Rates
   readonly version: string
   readonly startedAt: number
   readonly draining: AbortSignal
@@ -36,7 +38,7 @@ export function adminRoutes(place: AdminPlace): Route[] {
   return [
     read('/v1/status', (call) => status(place, call)),
     read('/v1/peers', (call) => part(call, { peers: place.peer.status().peers })),
-    read('/v1/routes', (call) => part(call, { routes: place.peer.status().routes })),
+    read('/v1/routes', (call) => part(call, { routes: place.rates.routes() })),
     read('/v1/messages/:id', (call) => explain(place, call)),
     read('/v1/dead-letters', (call) => list(place, call)),
     read('/v1/dead-letters/:id', (call) => show(place, call)),
@@ -83,11 +85,13 @@ function ready(place: AdminPlace): Answer {
 
 function status(place: AdminPlace, call: Call): Answer {
   checkQuery(call, [])
+  const peer = place.peer.status()
+  const state = place.draining.aborted ? 'draining' : peer.state
   const uptimeMs = Math.round(Date.now() - place.startedAt)
-  const state = place.draining.aborted ? 'draining' : place.peer.status().state
+  const routes = place.rates.routes()
   return {
     status: 200,
-    json: { ...place.peer.status(), state, version: place.version, uptimeMs, deliveriesOut: place.table.size },
+    json: { ...peer, state, routes, version: place.version, uptimeMs, deliveriesOut: place.table.size },
   }
 }
 

@@ -31,7 +31,7 @@ export interface Answer {
   readonly bytes?: { readonly type: string; readonly data: Buffer | string }
   readonly headers?: Readonly<Record<string, string>>
   /** Called once: false when the connection ended before the whole answer was handed to the system. */
-  readonly sent?: (whole: boolean) => void
+  readonly sent?: (whole: boolean) => unknown
 }
 
 /** Who may call: everybody, whoever has a token, or whoever has one with the scope `admin`. */

@@ -13,6 +13,8 @@ import { problemOf } from './problem.js'
 
 /** The longest `wait` of one pull: proxies between end a silent connection at some such time. */
 const WAIT_LIMIT_MS = 10 * 60_000
+/** Of one list, in bytes: the first delivery beyond it is the last one. */
+const LIST_BYTES = 32 * 1024 * 1024
 /** How often a stream with nothing to say says so, and how long it pulls at once. */
 const STREAM_BEAT_MS = 15_000
 
@@ -93,15 +95,32 @@ async function pullOnce(place: PullPlace, source: Source, call: Call, options: O
 async function list(place: PullPlace, source: Source, call: Call, options: Options): Promise<Answer> {
   const deliveries = await pullOnce(place, source, call, options)
   const tokens = deliveries.map((delivery) => place.table.issue(delivery))
-  const data = toJson({ deliveries: deliveries.map((delivery, index) => deliveryFields(delivery, tokens[index]!)) })
-  return {
-    status: 200,
-    bytes: { type: 'application/json', data },
-    sent: (whole) => {
-      // A client that got only a part of the list cannot have read it: JSON ends with its last byte.
-      if (!whole) for (const token of tokens) releaseUnseen(place, token)
-    },
+  const releaseAll = () => {
+    for (const token of tokens) releaseUnseen(place, token)
   }
+  try {
+    const data = listText(place, deliveries, tokens)
+    // A client that got only a part of the list cannot have read it: JSON ends with its last byte.
+    return { status: 200, bytes: { type: 'application/json', data }, sent: (whole) => whole || releaseAll() }
+  } catch (error) {
+    releaseAll()
+    throw error
+  }
+}
+
+/** One list within what an answer may take; at least one delivery is in it, and what has no room goes back. */
+function listText(place: PullPlace, deliveries: readonly Delivery[], tokens: readonly string[]): Buffer {
+  const parts: Buffer[] = []
+  let bytes = 0
+  deliveries.forEach((delivery, index) => {
+    if (bytes > LIST_BYTES) {
+      releaseUnseen(place, tokens[index]!)
+      return
+    }
+    parts.push(Buffer.from(`${index === 0 ? '' : ','}${toJson(deliveryFields(delivery, tokens[index]!))}`))
+    bytes += parts.at(-1)!.length
+  })
+  return Buffer.concat([Buffer.from('{"deliveries":['), ...parts, Buffer.from(']}')])
 }
 
 function releaseUnseen(place: PullPlace, token: string): void {
@@ -178,11 +197,24 @@ class EventStream {
       return
     }
     this.#unflushed.add(token)
-    const event = `event: delivery\ndata: ${toJson(deliveryFields(delivery, token))}\n\n`
+    const event = this.#eventOf(delivery, token)
+    if (event === null) return
     this.#call.response.write(event, () => {
       // A connection that broke down calls back without an error as well, so the connection itself is asked.
       if (this.#socket?.destroyed === false) this.#unflushed.delete(token)
     })
+  }
+
+  /** Null for a body that has no JSON text of a possible length: its delivery goes back, and in the end becomes a dead letter. */
+  #eventOf(delivery: Delivery, token: string): string | null {
+    try {
+      return `event: delivery\ndata: ${toJson(deliveryFields(delivery, token))}\n\n`
+    } catch (error) {
+      this.#unflushed.delete(token)
+      releaseUnseen(this.#place, token)
+      this.#place.note('A delivery could not be written as JSON', error)
+      return null
+    }
   }
 
   close(): void {
@@ -190,7 +222,6 @@ class EventStream {
     this.#place.draining.removeEventListener('abort', this.#stopped)
     if (this.#call.gone.aborted) this.#releaseUnflushed()
   }
-
   get #ended(): boolean {
     return this.#call.gone.aborted || this.#place.draining.aborted
   }

@@ -180,7 +180,7 @@ function watchResponse(response: ServerResponse): {
   // The response lets go of its socket before it says `finish`.
   const { socket } = response
   let ended: boolean | null = null
-  let sent: (whole: boolean) => void = () => {}
+  let sent: (whole: boolean) => unknown = () => {}
   const end = (whole: boolean) => {
     if (ended !== null) return
     ended = whole

@@ -17,6 +17,7 @@ import { messageRoutes } from './api.js'
 import { DeliveryTable } from './deliveries.js'
 import { listenTcp, listenUnix, socketPath } from './listeners.js'
 import { metricsOf } from './metrics.js'
+import { Rates } from './rates.js'
 import { buildServer, type ServerOptions } from './server.js'
 
 /** From the first signal to the exit. */
@@ -117,9 +118,11 @@ async function openServers(config: Config, log: Log, peer: Peer): Promise<Sideca
   const draining = new AbortController()
   const metrics = metricsOf(peer, VERSION, () => table.size)
   const note = (sentence: string, error: unknown) => log.warn({ reason: reasonOf(error) }, sentence)
+  const rates = new Rates(peer)
   const admin = {
     peer,
     table,
+    rates,
     version: VERSION,
     startedAt: Date.now(),
     draining: draining.signal,
@@ -131,6 +134,7 @@ async function openServers(config: Config, log: Log, peer: Peer): Promise<Sideca
   const socketApp = buildServer(shared)
   const app = buildServer(config.http.kind === 'tcp' ? { ...shared, tokens, bound: () => http } : shared)
   const closeServers = async () => {
+    rates.close()
     const hurry = setTimeout(() => [app, socketApp].map(({ server }) => server.closeAllConnections()), ANSWER_MS)
     await Promise.all([app.close(), socketApp.close()])
     clearTimeout(hurry)

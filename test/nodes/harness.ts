@@ -16,6 +16,7 @@ import { messageRoutes } from '../../nodes/sidecar/api.js'
 import { DeliveryTable } from '../../nodes/sidecar/deliveries.js'
 import { listenTcp } from '../../nodes/sidecar/listeners.js'
 import { metricsOf } from '../../nodes/sidecar/metrics.js'
+import { Rates } from '../../nodes/sidecar/rates.js'
 import { buildServer, type ServerOptions } from '../../nodes/sidecar/server.js'
 import type { Peer } from '../../src/message.js'
 import { FakePeer } from './fake-peer.js'
@@ -108,7 +109,9 @@ export async function startApi(t: Teardown, limits: ServerOptions['limits'] = {}
   const draining = new AbortController()
   const logged: string[] = []
   const metrics = metricsOf(peer, '0.0.0', () => table.size)
+  const rates = new Rates(peer)
   const place = {
+    rates,
     peer: peer as Peer,
     table,
     version: '0.0.0',
@@ -122,6 +125,7 @@ export async function startApi(t: Teardown, limits: ServerOptions['limits'] = {}
   const app = buildServer({ routes, tokens, bound: () => bound, metrics, log: logTo(logged), limits })
   bound = await listenTcp(app, '127.0.0.1', 0)
   t.teardown(async () => {
+    rates.close()
     app.server.closeAllConnections()
     await app.close()
   })

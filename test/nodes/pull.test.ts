@@ -189,3 +189,38 @@ t.test('a failing pull of a stream is told in the stream, and ends it', async (t
   const events = await stream(api)
   t.match(await events.next(), { event: 'problem', data: { code: 'NAME_INVALID', status: 400 } })
 })
+
+t.test('a list ends where an answer is full, and what has no room goes back', async (t) => {
+  const api = await startApi(t)
+  for (const name of ['a', 'b', 'c']) await api.peer.send('orders', name.repeat(20 * 1024 * 1024))
+  const listed = (await api.call('GET', `${path}?max=3`)).json.deliveries as Array<{ body: string }>
+  t.same(
+    listed.map(({ body }) => body[0]),
+    ['a', 'b'],
+  )
+  t.match(await next(api), { attempt: 2 })
+})
+
+t.test('a body that JSON has no words for is written all the same', async (t) => {
+  const api = await startApi(t)
+  const body = {
+    large: 2n ** 70n,
+    bytes: Buffer.from([1]),
+    map: new Map([['a', 1]]),
+    set: new Set([1]),
+    at: new Date(0),
+  }
+  await api.peer.send('orders', body)
+  t.match(await next(api), {
+    body: { large: '1180591620717411303424', bytes: 'AQ==', map: { a: 1 }, set: [1], at: '1970-01-01T00:00:00.000Z' },
+  })
+})
+
+t.test('a body that cannot be written at all leaves nothing out', async (t) => {
+  const api = await startApi(t)
+  const cycle: { self?: unknown } = {}
+  cycle.self = cycle
+  await api.peer.send('orders', cycle)
+  t.match(await api.call('GET', path), { status: 500, json: { code: 'INTERNAL' } })
+  t.equal(api.table.size, 0)
+})

@@ -91,7 +91,7 @@ t.test('without the token there is nothing but probes and metrics', async (t) =>
         `${authorization} ${path}`,
       )
     }
-  t.equal((await http(where, 'GET', '/v1/status?token=' + api.token)).status, 401, 'not in the address')
+  t.equal((await http(where, 'GET', `/v1/status?token=${api.token}`)).status, 401, 'not in the address')
   for (const path of ['/healthz', '/livez', '/readyz', '/metrics', '/'])
     t.equal((await http(where, 'GET', path)).status, 200, path)
   t.notMatch((await http(where, 'GET', '/')).text + (await http(where, 'GET', '/metrics')).text, api.token)
