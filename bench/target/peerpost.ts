@@ -1,0 +1,98 @@
+/**
+ * peerpost itself, through its public API: a queue with one consumer, in each durability class and over each transport.
+ */
+import { join } from 'node:path'
+import type { DurabilityClass, Receiver, Sender, Start, Target } from '../target.js'
+
+// TODO: once src/index.ts has landed, take these types and the imports below from 'peerpost' itself.
+type Durability = 'memory' | 'process' | 'disk'
+type PeerOptions = Readonly<Record<string, unknown>>
+interface Peer {
+  readonly endpoints: readonly string[]
+  send(queue: string, body: unknown): Promise<{ durability: Durability; at: string }>
+  consume(queue: string, handler: (message: { body: Buffer }) => unknown, options: { concurrency: number }): unknown
+  status(): { peers: ReadonlyArray<{ state: string }> }
+  on(event: 'link', listener: () => void): () => void
+  close(): Promise<void>
+}
+const PACKAGE: string = 'peerpost'
+
+const QUEUE = 'bench'
+const LINK_MS = 10_000
+const CONCURRENCY = 1000
+
+export type Channel = 'tcp' | 'unix' | 'zeromq'
+
+const CLASSES: Readonly<Record<Durability, DurabilityClass>> = { memory: 'D1', process: 'D2', disk: 'D3' }
+
+/** One combination, named like `peerpost-tcp-disk`. */
+export function peerpost(channel: Channel, durability: Durability): Target {
+  const open = (start: Start, more: PeerOptions): Promise<Peer> => openOver(channel, durability, start, more)
+  return {
+    facts: {
+      name: `peerpost-${channel}-${durability}`,
+      what: `peerpost, ${durability} class at both ends, over ${channel}`,
+      durability: CLASSES[durability],
+      delivers: true,
+      settings: { concurrency: CONCURRENCY },
+    },
+    listen: async (start, deliver) => receiver(await open(start, { listen: [endpoint(channel, start)] }), deliver),
+    connect: async (start, address) => sender(await open(start, { peers: [address] })),
+  }
+}
+
+/** The package is loaded when a target of ours is started, so that a floor's process stays free of it. */
+async function openOver(channel: Channel, durability: Durability, start: Start, more: PeerOptions): Promise<Peer> {
+  const { openPeer } = (await import(PACKAGE)) as { openPeer(options: PeerOptions): Promise<Peer> }
+  const store = durability === 'memory' ? {} : { dataDir: join(start.dir, 'peer'), durability }
+  const transports =
+    channel === 'zeromq' ? [((await import(`${PACKAGE}/transport/zeromq`)) as { zeromq(): unknown }).zeromq()] : []
+  return openPeer({ ...store, ...more, transports })
+}
+
+function endpoint(channel: Channel, { dir }: Start): string {
+  if (channel === 'unix') return `unix://${join(dir, 'p.sock')}`
+  return channel === 'tcp' ? 'tcp://127.0.0.1:0' : 'zmq+tcp://127.0.0.1:0'
+}
+
+function receiver(peer: Peer, deliver: (body: Buffer) => void): Receiver {
+  peer.consume(QUEUE, (message) => deliver(message.body), { concurrency: CONCURRENCY })
+  return { address: peer.endpoints[0]!, stop: () => peer.close() }
+}
+
+async function sender(peer: Peer): Promise<Sender> {
+  await linked(peer)
+  const counters: Record<string, number> = {}
+  return {
+    publish(body, confirm) {
+      peer.send(QUEUE, body).then(
+        (receipt) => {
+          const key = `${receipt.durability} at ${receipt.at}`
+          counters[key] = (counters[key] ?? 0) + 1
+          confirm(true)
+        },
+        (error: Error & { code?: string }) => {
+          const key = `failed: ${error.code ?? error.message}`
+          counters[key] = (counters[key] ?? 0) + 1
+          confirm(false)
+        },
+      )
+    },
+    counters: () => counters,
+    stop: () => peer.close(),
+  }
+}
+
+function linked(peer: Peer): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const isUp = (): boolean => peer.status().peers.some((each) => each.state === 'up')
+    const late = setTimeout(() => done(() => reject(new Error(`No link within ${LINK_MS} ms.`))), LINK_MS)
+    const stop = peer.on('link', () => isUp() && done(resolve))
+    const done = (then: () => void): void => {
+      clearTimeout(late)
+      stop()
+      then()
+    }
+    if (isUp()) done(resolve)
+  })
+}
