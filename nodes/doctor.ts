@@ -86,7 +86,7 @@ function folder(data: string): Finding {
   const stat = statSync(data)
   if (!stat.isDirectory()) return { check, verdict: 'fail', says: `${data} is no folder: name another with --data` }
   if (stat.mode & 0o077) return { check, verdict: 'fail', says: `others may look into ${data}: run chmod 700 ${data}` }
-  for (const name of ['token', 'identity'])
+  for (const name of ['token', 'identity.key'])
     if (existsSync(join(data, name)) && statSync(join(data, name)).mode & 0o077)
       return { check, verdict: 'fail', says: `others may read ${join(data, name)}: run chmod 600 ${join(data, name)}` }
   return { check, verdict: 'ok', says: `${data} is its owner's alone` }

@@ -4,6 +4,7 @@ import { readFileSync, statSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import t from 'tap'
+import { loadIdentity } from '../../src/identity.js'
 import { folder, http, peerpost, type Ran, startSidecar } from './harness.js'
 
 const json = (ran: Ran) => JSON.parse(ran.stdout)
@@ -103,6 +104,12 @@ t.test('status, routes, peers, keys and doctor', async (t) => {
     ['node', 'clock', 'open files', 'disk space', 'data folder', 'disk flush', 'sidecar'],
   )
   t.notOk(findings.some(({ verdict }) => verdict === 'fail'))
+})
+
+t.test('keys show tells who a stopped peer is', async (t) => {
+  const cwd = folder(t)
+  const { peerId } = await loadIdentity(join(cwd, '.peerpost'))
+  t.match(await peerpost(['keys', 'show'], { cwd }), { code: 0, stdout: `${peerId}\n` })
 })
 
 t.test('a sidecar is found by flag, by environment, by folder; over TCP with the token', async (t) => {

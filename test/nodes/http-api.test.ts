@@ -191,6 +191,7 @@ t.test('settling: nack comes again, reject is a dead letter, extend gives time, 
   t.match(await settle(second!.token, 'extend'), { status: 400, json: { code: 'OPTION_INVALID' } })
   const [third] = await pull(api, '?wait=5s')
   t.match(third, { id, attempt: 3 }, 'the lease ended, so it comes again')
+  t.equal(api.table.size, 1, 'the lost one is no longer out')
   t.match(await settle(second!.token, 'ack'), { status: 409, json: { code: 'LEASE_LOST', retryable: false } })
   t.match(await settle(third!.token, 'reject'), { status: 400, json: { code: 'OPTION_INVALID' } })
   t.equal((await settle(third!.token, 'reject', { reason: 'bad' })).status, 204)
