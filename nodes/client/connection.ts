@@ -3,8 +3,9 @@
  */
 import { readFileSync } from 'node:fs'
 import { type IncomingMessage, type RequestOptions, request } from 'node:http'
-import { join, relative } from 'node:path'
+import { join } from 'node:path'
 import { reasonOf } from '../../src/errors.js'
+import { shortSocketPath } from '../socket-path.js'
 
 /** Exit codes of every command. Scripts rely on them. */
 export const EXIT = {
@@ -74,9 +75,9 @@ function placeOf(target: Target): Place {
 }
 
 function unixPlace(path: string): Place {
-  // The kernel takes 107 bytes: the way from here may be shorter than the whole path.
-  const near = relative(process.cwd(), path)
-  return { options: { socketPath: near !== '' && near.length < path.length ? near : path }, shown: path }
+  const socketPath = shortSocketPath(path)
+  if (socketPath === null) throw new CommandError('USAGE', `${path} is too long for the path of a socket.`, EXIT.usage)
+  return { options: { socketPath }, shown: path }
 }
 
 /** The first token of the token file; null where there is none, since the sidecar may want none. */

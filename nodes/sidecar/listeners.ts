@@ -4,12 +4,10 @@
 import { chmodSync, lstatSync, mkdirSync, rmSync, statSync } from 'node:fs'
 import type { Server } from 'node:http'
 import { connect } from 'node:net'
-import { dirname, relative } from 'node:path'
+import { dirname } from 'node:path'
 import { PeerpostError, reasonOf } from '../../src/errors.js'
+import { shortSocketPath } from '../socket-path.js'
 import type { Bound } from './access.js'
-
-/** What the kernel takes as the path of a socket, with the zero byte at its end left out. */
-const SOCKET_PATH_BYTES = 107
 
 /** A server that does not listen yet. */
 export interface Listening {
@@ -38,26 +36,19 @@ export async function listenTcp(app: Listening, host: string, port: number): Pro
   return { host, port: typeof address === 'object' && address !== null ? address.port : port }
 }
 
-/** The shorter way to write a path, seen from here, or null where both are too long for a socket. */
-export function socketPath(path: string): string | null {
-  const near = relative(process.cwd(), path)
-  const shorter = near !== '' && near.length < path.length ? near : path
-  return Buffer.byteLength(shorter) <= SOCKET_PATH_BYTES ? shorter : null
-}
-
 /** Listens on a unix socket of mode 0600 in a folder of mode 0700. Throws ADDRESS_IN_USE or CONFIG_INVALID. */
 export async function listenUnix(app: Listening, path: string, flag: string): Promise<void> {
-  const short = socketPath(path)
-  if (short === null)
-    throw new PeerpostError(
-      'CONFIG_INVALID',
-      `${flag}: the path of a socket may have ${SOCKET_PATH_BYTES} bytes; ${path} has more.`,
-    )
   mkdirSync(dirname(path), { recursive: true, mode: 0o700 })
   if (statSync(dirname(path)).mode & 0o022)
     throw new PeerpostError(
       'CONFIG_INVALID',
       `${flag}: others may write to ${dirname(path)}, so they could take the socket's place. Choose a folder of mode 0700.`,
+    )
+  const short = shortSocketPath(path)
+  if (short === null)
+    throw new PeerpostError(
+      'CONFIG_INVALID',
+      `${flag}: ${path} is too long for a socket. Choose a folder with a shorter path.`,
     )
   await removeStale(path, short)
   try {

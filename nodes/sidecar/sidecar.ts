@@ -15,7 +15,7 @@ import { authority, type Bound, makeTokenFile, readSecret, TokenFile } from './a
 import { adminRoutes } from './admin.js'
 import { messageRoutes } from './api.js'
 import { DeliveryTable } from './deliveries.js'
-import { listenTcp, listenUnix, socketPath } from './listeners.js'
+import { listenTcp, listenUnix } from './listeners.js'
 import { metricsOf } from './metrics.js'
 import { Rates } from './rates.js'
 import { buildServer, type ServerOptions } from './server.js'
@@ -148,9 +148,7 @@ async function openServers(config: Config, log: Log, peer: Peer): Promise<Sideca
   }
   try {
     const own = join(config.data, 'api.sock')
-    if (socketPath(own) === null)
-      log.warn({ path: own }, 'The path of the API socket is too long, so there is none; use the TCP address')
-    else await listenSocket(socketApp, own, '--data')
+    await listenSocket(socketApp, own, '--data')
     if (config.http.kind === 'tcp') http = await listenTcp(app, config.http.host, config.http.port)
     else if (config.http.path !== own) await listenSocket(app, config.http.path, '--http')
   } catch (error) {

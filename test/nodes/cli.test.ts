@@ -135,6 +135,16 @@ t.test('a sidecar is found by flag, by environment, by folder; over TCP with the
   })
 })
 
+t.test('a data folder may lie deeper than the path of a socket may be long', async (t) => {
+  const data = join(folder(t), 'd'.repeat(100), 'e'.repeat(100))
+  const sidecar = await startSidecar(t, ['--data', data])
+  t.equal(sidecar.ready.socket, join(data, 'api.sock'))
+  t.match(await peerpost(['status'], { cwd: folder(t), env: { PEERPOST_DATA: data } }), { code: 0, stdout: /^peer/ })
+  sidecar.child.kill('SIGTERM')
+  await sidecar.ended
+  t.throws(() => statSync(sidecar.ready.socket!), { code: 'ENOENT' })
+})
+
 t.test('mistakes end with one or two lines and the right code', async (t) => {
   const cwd = folder(t)
   const wrong: Array<[string[], number, RegExp]> = [
