@@ -105,7 +105,7 @@ async function explain({ peer }: AdminPlace, call: Call): Promise<Answer> {
   const id = call.params['id']!
   const story = peer.explain(id)
   const outcome = await peer.outcome(id)
-  if (outcome === 'unknown' && story.story.length === 0)
+  if (outcome === 'unknown')
     throw new PeerpostError('MESSAGE_UNKNOWN', 'This peer knows no message with this id. Ask the peer that sent it.')
   return { status: 200, json: { ...story, outcome } }
 }

@@ -64,9 +64,9 @@ export class DeliveryTable {
   }
 
   /** Gives back a delivery that no client has seen: another consumer may have it at once. */
-  async release(token: string): Promise<void> {
+  async release(peer: TakesBack, token: string): Promise<void> {
     if (!this.#out.has(token)) return
-    await this.settle(token, giveBack)
+    await this.settle(token, (delivery) => giveBack(peer, delivery))
   }
 
   /** Resolves once nothing is out. */
@@ -103,6 +103,13 @@ export class DeliveryTable {
   }
 }
 
-/** Puts an unseen delivery back without delay. */
-export const giveBack = (delivery: Delivery): Promise<void> =>
-  delivery.nack({ delayMs: 0, reason: 'The client was gone before it had the delivery.' })
+/** Peers that can take back what nobody has seen, without counting an attempt. */
+interface TakesBack {
+  unsee?(delivery: Delivery): void
+}
+
+/** Puts a delivery back that no client has seen: at once, and uncharged where the peer can do that. */
+export async function giveBack(peer: TakesBack, delivery: Delivery): Promise<void> {
+  if (peer.unsee) peer.unsee(delivery)
+  else await delivery.nack({ delayMs: 0, reason: 'The client was gone before it had the delivery.' })
+}

@@ -81,7 +81,7 @@ async function pullOnce(place: PullPlace, source: Source, call: Call, options: O
     const deliveries = await place.peer.pull(source, { ...options, signal: stop.signal })
     if (!stop.signal.aborted) return deliveries
     for (const delivery of deliveries)
-      giveBack(delivery).catch((error) => place.note('An unseen delivery could not be put back', error))
+      giveBack(place.peer, delivery).catch((error) => place.note('An unseen delivery could not be put back', error))
     return []
   } catch (error) {
     if (stop.signal.aborted) return []
@@ -124,7 +124,7 @@ function listText(place: PullPlace, deliveries: readonly Delivery[], tokens: rea
 }
 
 function releaseUnseen(place: PullPlace, token: string): void {
-  place.table.release(token).catch((error) => place.note('An unseen delivery could not be put back', error))
+  place.table.release(place.peer, token).catch((error) => place.note('An unseen delivery could not be put back', error))
 }
 
 /**

@@ -25,6 +25,8 @@ const DRAIN_MS = 15_000
 /** Of these, how long clients may still settle what they hold, and how long answers under way may take. */
 const SETTLE_MS = 8000
 const ANSWER_MS = 1500
+/** How long the peer may take to close: whoever held a delivery can no longer settle it by then. */
+const CLOSE_MS = 3000
 /** Exit code of a fail-stop: the supervisor should start the sidecar again (EX_SOFTWARE). */
 const EXIT_FAILED = 70
 /** Nobody may read a secret that we made but its owner; a mounted one may be the group's. */
@@ -239,7 +241,6 @@ function drainOnSignals(sidecar: Sidecar): void {
 
 /** Nobody pulls any more: lets clients settle what they hold, then the answers end, then the peer says BYE. */
 async function drain({ log, table, peer, closeServers }: Sidecar): Promise<void> {
-  const endsAt = Date.now() + DRAIN_MS - 500
   // Whatever hangs, the process ends in time: what is not settled is in the log, and comes back at the next start.
   setTimeout(() => {
     log.warn({ deliveriesOut: table.size }, 'The drain took too long; what is left is delivered again')
@@ -247,6 +248,6 @@ async function drain({ log, table, peer, closeServers }: Sidecar): Promise<void>
   }, DRAIN_MS - 500)
   await Promise.race([table.idle(), new Promise((resolve) => setTimeout(resolve, SETTLE_MS))])
   await closeServers()
-  await peer.close({ timeoutMs: Math.max(500, endsAt - Date.now() - 500) })
+  await peer.close({ timeoutMs: CLOSE_MS })
   log.info({}, 'Closed')
 }
