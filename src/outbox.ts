@@ -74,6 +74,9 @@ export class Outbox {
   #failovers = new DueHeap<{ peer: PeerId; down: number }>()
   #down = new Map<PeerId, number>()
   #doubt = new Map<PeerId, Set<Entry>>()
+  /** Outcomes whose rows are not durable yet. */
+  readonly #unwritten = new Map<string, Outcome>()
+  #unwrittenWriting: string[] = []
   /** Messages whose end someone awaits, by number; they may be on disk only. */
   readonly #watched = new Map<string, Sent>()
   #slab = Buffer.allocUnsafeSlow(SLAB_BYTES)
@@ -279,6 +282,7 @@ export class Outbox {
     for (const change of this.#lazy) batch.push(change)
     this.#changes = []
     this.#lazy = []
+    this.#unwrittenWriting = [...this.#unwritten.keys()]
     if (batch.length > 0) for (const route of this.routes.values()) if (route.dirty) this.#collectCounters(route, batch)
   }
 
@@ -318,6 +322,8 @@ export class Outbox {
       this.#active.add(entry.route)
     }
     this.#writing = []
+    for (const name of this.#unwrittenWriting) this.#unwritten.delete(name)
+    this.#unwrittenWriting = []
     for (const entry of this.#expiryWritten) this.#finish(entry, 'expired', null)
     this.#expiryWritten = []
   }
@@ -600,7 +606,10 @@ export class Outbox {
     else if (outcome !== 'expired') route.counters[outcome]++
     if (entry.write === 'writing' || entry.write === 'durable')
       this.#lazy.push(rows.remove(rows.recordKey(route.number, lane.epoch, entry.sequence)))
-    if (outcome === 'dead' && !lane.isMemory) this.#lazy.push(rows.put(rows.outcomeKey(lane.epoch, entry.number), outcome))
+    if (outcome === 'dead' && !lane.isMemory) {
+      this.#lazy.push(rows.put(rows.outcomeKey(lane.epoch, entry.number), outcome))
+      this.#unwritten.set(watchName(lane.space, entry.number), outcome)
+    }
     route.dirty = true
     route.inMemory--
     route.inMemoryBytes -= entry.bytes
@@ -670,6 +679,19 @@ export class Outbox {
       }
     }
     return failed
+  }
+
+  /** Subscriptions and reply routes whose peer has stayed away for too long: their backlog expires. Gives them. */
+  sweep(now: number, ephemeralIdleMs: number): Route[] {
+    const idle: Route[] = []
+    for (const route of [...this.routes.values()]) {
+      if (route.kind !== 'topic' && route.kind !== 'reply') continue
+      const idleMs = route.durable ? this.limits.maxIdleMs : ephemeralIdleMs
+      if (route.consumers.length > 0 || now - route.idleSince < idleMs) continue
+      if (route.pending > 0) idle.push(route)
+      this.dropRoute(route, now)
+    }
+    return idle
   }
 
   /** Hands out what may go. */
@@ -758,11 +780,47 @@ export class Outbox {
     return { isOurs, isPending: isPending || this.#wanted.some((entry) => entry.number === number), onDisk: lanes.filter((lane) => lane.loadedTo < lane.next) }
   }
 
+  /** The outcome of a message whose row is not written yet. */
+  recentOutcome(space: string, number: number): Outcome | null {
+    for (const entry of [...this.#expiring, ...this.#expiryWritten]) if (entry.lane.space === space && entry.number === number) return 'expired'
+    return this.#unwritten.get(watchName(space, number)) ?? null
+  }
+
+  /** Where a message is in each of its routes, in sentences. */
+  *storyOf(space: string, number: number): Iterable<string> {
+    for (const lane of this.#lanes.values()) {
+      if (lane.space !== space) continue
+      for (const entry of lane.entries()) if (entry.number === number) yield sentenceOf(entry)
+    }
+  }
+
+  /** Messages that nobody has confirmed: what a fail-stop leaves unknown. */
+  *unconfirmed(): Iterable<Sent> {
+    for (const entry of [...this.#wanted, ...this.#writing]) if (entry.sent && !entry.confirmed) yield entry.sent
+    for (const lane of this.#lanes.values()) for (const entry of lane.entries()) if (entry.sent && !entry.confirmed) yield entry.sent
+  }
+
   /** Space and number that an id tells (rule P18), or null where it is a caller's own. */
   static parseId(id: string): { space: string; number: number } | null {
     const match = /^([A-Za-z0-9_-]{22})\.([0-9a-z]{1,10})$/.exec(id)
     if (!match) return null
     return { space: Buffer.from(match[1]!, 'base64url').toString('hex'), number: Number.parseInt(match[2]!, 36) }
+  }
+}
+
+function sentenceOf(entry: Entry): string {
+  const where = `In ${entry.route.kind} "${entry.route.name}" (group ${entry.route.group || 'default'})`
+  const tries = entry.attempts > 0 ? ` after ${entry.attempts} failed deliveries` : ''
+  const log = entry.write === 'none' ? 'kept in memory' : entry.write === 'durable' ? 'in the log' : 'on its way to the log'
+  switch (entry.state) {
+    case 'out':
+      return `${where} it is with ${entry.target?.peer}${tries}, ${log}.`
+    case 'doubt':
+      return `${where} it may be with ${entry.doubtAt}, whose link is down, ${log}.`
+    case 'waiting':
+      return `${where} it waits for its time${tries}, ${log}.`
+    default:
+      return `${where} it waits for a consumer${tries}, ${log}.`
   }
 }
 
