@@ -162,7 +162,7 @@ export class Outbox {
 
   nextId(): { id: string; number: number } {
     const number = ++this.#number
-    return { id: this.#idPrefix + number.toString(36), number }
+    return { id: this.idOf(number), number }
   }
 
   /** Would a message of so many bytes pass the quota? Decided before anything leaves (rule P6). */
@@ -186,6 +186,7 @@ export class Outbox {
 
   #appendTo(route: Route, draft: Draft, sent: Sent, isMemory: boolean, slab: Buffer, start: number, end: number, wall: number, now: number): void {
     const lane = this.#lane(route, isMemory)
+    const isBehind = !isMemory && route.isBehind(route.order === 'strict' || draft.key !== '')
     const entry = new Entry(route, lane, lane.next++, sent.number, slab, start, end, wall, sent)
     entry.lower = draft.lower
     entry.rank = DURABILITY_RANK[draft.durability]
@@ -197,7 +198,7 @@ export class Outbox {
       this.#confirm(entry, 'sender', 'memory')
     } else {
       this.#wanted.push(entry)
-      if (route.isBehind(route.order === 'strict' || draft.key !== '')) {
+      if (isBehind) {
         entry.state = 'spilled'
         return
       }
@@ -610,6 +611,7 @@ export class Outbox {
       this.#lazy.push(rows.put(rows.outcomeKey(lane.epoch, entry.number), outcome))
       this.#unwritten.set(watchName(lane.space, entry.number), outcome)
     }
+    if (entry.expiresAt !== Number.POSITIVE_INFINITY) this.#expiries.settle(isSettled)
     route.dirty = true
     route.inMemory--
     route.inMemoryBytes -= entry.bytes
@@ -720,9 +722,26 @@ export class Outbox {
     }
   }
 
-  /** Someone awaits the end of a message: it is told even if the message leaves memory meanwhile. */
-  watch(sent: Sent, space: SpaceId = this.incarnation.space): void {
-    if (sent.unsettled > 0) this.#watched.set(watchName(space, sent.number), sent)
+  /**
+   * Someone awaits the end of a message: it is told even if the message leaves memory meanwhile. False where it is
+   * finished already and was not in memory to be told of.
+   */
+  watch(sent: Sent, space: SpaceId = this.incarnation.space): boolean {
+    if (sent.unsettled === 0) return false
+    let isSomewhere = false
+    for (const lane of this.#lanes.values()) {
+      if (lane.space !== space) continue
+      const entry = lane.findNumber(sent.number)
+      if (entry) entry.sent = sent
+      isSomewhere ||= entry !== undefined || lane.loadedTo < lane.next
+    }
+    if (isSomewhere) this.#watched.set(watchName(space, sent.number), sent)
+    return isSomewhere
+  }
+
+  /** The generated id of a message number of this incarnation. */
+  idOf(number: number): string {
+    return this.#idPrefix + number.toString(36)
   }
 
   /** What is awaited, to be carried over to the next incarnation of this process. */
@@ -833,6 +852,7 @@ export interface ResumeAnswer {
 }
 
 const SLAB_BYTES = 256 * 1024
+const isSettled = (entry: Entry): boolean => entry.state === 'settled'
 const watchName = (space: string, number: number): string => `${space}/${number}`
 const laneName = (space: string, number: number): string => `${space}/${number}`
 const routeName = (kind: string, name: string, group: string, owner: string): string => `${kind}/${name}/${group}/${owner}`
