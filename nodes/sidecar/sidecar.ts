@@ -73,7 +73,7 @@ function logEvents({ peer, log }: Sidecar): void {
 async function open(config: Config, log: Log): Promise<Sidecar> {
   const options = peerOptions(config)
   const peer = await openPeer(options).catch((error: unknown) => {
-    throw withFlag(error, config)
+    throw withFlag(error)
   })
   try {
     return await openServers(config, log, peer)
@@ -101,7 +101,7 @@ function peerOptions(config: Config): PeerOptions {
 }
 
 /** Names the flag that helps, where the library can only name its option. */
-function withFlag(error: unknown, config: Config): unknown {
+function withFlag(error: unknown): unknown {
   if (!(error instanceof PeerpostError)) return error
   if (error.code === 'ADDRESS_IN_USE')
     return new PeerpostError(
@@ -110,11 +110,7 @@ function withFlag(error: unknown, config: Config): unknown {
       error,
     )
   if (error.code === 'STORE_IN_USE')
-    return new PeerpostError(
-      error.code,
-      `${error.message} Choose another folder than ${config.data} with --data.`,
-      error,
-    )
+    return new PeerpostError(error.code, `${error.message} The flag for that is --data DIR.`, error)
   return error
 }
 
