@@ -69,7 +69,7 @@ export class Pair {
   readonly #receiver: Worker | null
   readonly #sender: Worker
 
-  constructor(receiver: Worker | null, sender: Worker) {
+  private constructor(receiver: Worker | null, sender: Worker) {
     this.#receiver = receiver
     this.#sender = sender
   }

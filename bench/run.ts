@@ -18,7 +18,7 @@ Measures raw sockets, ZeroMQ, LMDB, fdatasync and peerpost in one interleaved ru
   --targets A,B    these alone; "all" for each class over each transport
   --dir DIR        where the stores go: the disk that is measured
   --json FILE      where the figures and raw histograms go, bench/results/ unless given
-  --quick          3 short rounds: under 40 seconds, wide spreads
+  --quick          2 short rounds: under 40 seconds, wide spreads
 `
 
 const { positionals, values } = parseArgs({
@@ -54,7 +54,7 @@ async function main(): Promise<void> {
   const quick = values.quick
   const report = await runFloor({
     targets: targetsOf(values.targets),
-    rounds: positive('rounds', values.rounds ?? (quick ? '3' : '5')),
+    rounds: positive('rounds', values.rounds ?? (quick ? '2' : '5')),
     seconds: positive('seconds', values.seconds ?? (quick ? '0.25' : '0.8')),
     rate: positive('rate', values.rate),
     bytes: positive('bytes', values.bytes),
