@@ -3,12 +3,13 @@ import { mkdirSync, writeFileSync } from 'node:fs'
 import { dirname } from 'node:path'
 import { parseArgs } from 'node:util'
 import { runFloor } from './floor.js'
-import { printed } from './report.js'
+import { faults, printed } from './report.js'
 import { DEFAULT_TARGETS, TARGETS, targetNamed } from './targets.js'
 
 const USAGE = `npm run bench -- floor [options]
 
-Measures raw sockets, ZeroMQ, LMDB, fdatasync and peerpost in one interleaved run, and judges the goals.
+Measures raw sockets, ZeroMQ, LMDB, fdatasync and peerpost in one interleaved run, and judges the goals. Ends with
+status 1 when messages were lost, repeated or refused, or when a durability class did not hold; a missed goal is no error.
 
   --rounds N       rounds, 5 unless given
   --seconds N      of each load of each target in a round, 0.8 unless given
@@ -69,6 +70,7 @@ async function main(): Promise<void> {
   mkdirSync(dirname(file), { recursive: true })
   writeFileSync(file, `${JSON.stringify(report)}\n`)
   console.log(`\nFigures and raw histograms: ${file}`)
+  if (faults(report).length > 0) process.exitCode = 1
 }
 
 if (values.help || positionals[0] !== 'floor') {
