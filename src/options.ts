@@ -133,3 +133,19 @@ export function backoffMs(backoff: Backoff, attempt: number, random: number): nu
   const full = Math.min(backoff.maxMs, backoff.firstMs * 2 ** Math.min(attempt - 1, 30))
   return backoff.firstMs === backoff.maxMs ? full : Math.round(full / 2 + (full / 2) * random)
 }
+
+/** The limits that the machines work under: LIMITS, with what the options changed. */
+export interface Limits {
+  readonly quotaBytes: number
+  readonly reserveShare: number
+  readonly failoverMs: number
+  readonly inDoubt: 'failover' | 'wait'
+  readonly creditMessages: number
+  readonly creditBytes: number
+  readonly heartbeatMs: number
+  readonly deadAfterMs: number
+  readonly reconnectMs: number
+  readonly maxIdleMs: number
+  readonly idWindowMs: number
+  readonly commitTimeoutMs: number
+}

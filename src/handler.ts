@@ -1,0 +1,168 @@
+// send → outbox → link → transport → inbox → HANDLER → settle
+/**
+ * Which message goes to which handler now, as a pure machine: concurrency, leases, pulls, and what was running when the
+ * process died, which runs alone (G10).
+ */
+import type { Held, LocalConsumer } from './hold.js'
+import { DueHeap } from './queue.js'
+
+/** Someone who takes messages of a consumer: a handler, or one pull. */
+export interface Taker {
+  readonly consumer: LocalConsumer
+  /** How many more it takes now. */
+  room: number
+  /** A pull goes once it has something; a handler stays. */
+  readonly isPull: boolean
+  readonly leaseMs: number
+  /** Called by the shell with what was given to it. */
+  start(held: Held): void
+}
+
+export class Handlers {
+  readonly #takers = new Map<LocalConsumer, Taker[]>()
+  readonly #of = new Map<Held, Taker>()
+  readonly #leases = new DueHeap<{ held: Held; until: number }>()
+  /** Were running at the crash, or follow one that was. */
+  readonly #suspects: Held[] = []
+  #alone: Held | null = null
+  #running = 0
+  #isDraining = false
+
+  get running(): number {
+    return this.#running
+  }
+
+  add(taker: Taker): void {
+    const takers = this.#takers.get(taker.consumer) ?? []
+    takers.push(taker)
+    this.#takers.set(taker.consumer, takers)
+    this.#measure(taker.consumer)
+  }
+
+  /** A taker leaves; what runs goes on. True where no other taker is left. */
+  remove(taker: Taker): boolean {
+    const takers = this.#takers.get(taker.consumer)
+    const at = takers?.indexOf(taker) ?? -1
+    if (at >= 0) takers!.splice(at, 1)
+    this.#measure(taker.consumer)
+    return (takers?.length ?? 0) === 0
+  }
+
+  #measure(consumer: LocalConsumer): void {
+    consumer.capacity = 0
+    consumer.isPushed = false
+    for (const taker of this.#takers.get(consumer) ?? []) {
+      if (taker.isPull) consumer.capacity += taker.room
+      else consumer.isPushed = true
+    }
+  }
+
+  /** Nothing starts any more. */
+  drain(): void {
+    this.#isDraining = true
+  }
+
+  /** What starts now, each with who takes it; `alone` must have its mark durable first: then `startAlone`. */
+  next(now: number, consumers: Iterable<LocalConsumer>): { start: Array<[Held, Taker]>; alone: Held | null } {
+    const start: Array<[Held, Taker]> = []
+    if (this.#isDraining) return { start, alone: null }
+    for (const consumer of consumers) {
+      if (consumer.readyCount === 0) continue
+      const takers = this.#takers.get(consumer)
+      if (takers) this.#fill(consumer, takers, start, now)
+    }
+    return { start, alone: this.#nextAlone() }
+  }
+
+  #fill(consumer: LocalConsumer, takers: Taker[], start: Array<[Held, Taker]>, now: number): void {
+    for (const taker of takers) {
+      while (taker.room > 0 && consumer.readyCount > 0) {
+        if (this.#suspects.length > 0 || this.#alone !== null) return
+        const held = consumer.dequeue()
+        if (!held) break
+        if (held.suspect) {
+          this.#suspects.push(held)
+          return
+        }
+        this.#begin(held, taker, now)
+        start.push([held, taker])
+      }
+    }
+  }
+
+  #nextAlone(): Held | null {
+    if (this.#alone !== null || this.#running > 0) return null
+    let held = this.#suspects.shift()
+    while (held && held.state !== 'held') held = this.#suspects.shift()
+    if (!held) return null
+    this.#alone = held
+    return held
+  }
+
+  /** The mark of a message that runs alone is durable. Null where it left meanwhile, or nobody takes it now. */
+  startAlone(held: Held, now: number): Taker | null {
+    const taker = this.#takers.get(held.consumer)?.find((candidate) => candidate.room > 0)
+    if (held.state !== 'held' || !taker) {
+      this.#alone = null
+      if (held.state === 'held') held.consumer.enqueue(held)
+      return null
+    }
+    this.#begin(held, taker, now)
+    return taker
+  }
+
+  #begin(held: Held, taker: Taker, now: number): void {
+    held.state = 'running'
+    held.startedAt = now
+    held.leaseUntil = now + taker.leaseMs
+    taker.room--
+    held.consumer.running++
+    this.#running++
+    this.#of.set(held, taker)
+    this.#leases.add(held.leaseUntil, { held, until: held.leaseUntil })
+    if (taker.isPull) this.#measure(held.consumer)
+  }
+
+  /** More time. False where the lease is lost. */
+  extend(held: Held, ms: number, now: number): boolean {
+    if (held.state !== 'running' || !this.#of.has(held)) return false
+    held.leaseUntil = now + ms
+    this.#leases.add(held.leaseUntil, { held, until: held.leaseUntil })
+    return true
+  }
+
+  /** Does it still run under its lease? */
+  holds(held: Held): boolean {
+    return this.#of.has(held)
+  }
+
+  /** Its end is decided, one way or another: the slot is free. */
+  end(held: Held): void {
+    const taker = this.#of.get(held)
+    if (!taker) return
+    this.#of.delete(held)
+    if (!taker.isPull) taker.room++
+    held.consumer.running--
+    this.#running--
+    if (this.#alone === held) this.#alone = null
+  }
+
+  get nextDue(): number {
+    return this.#leases.nextDue
+  }
+
+  /** Messages whose lease is over. */
+  tick(now: number): Held[] {
+    const lost: Held[] = []
+    for (let lease = this.#leases.takeDue(now); lease; lease = this.#leases.takeDue(now)) {
+      const { held, until } = lease
+      if (held.leaseUntil === until && this.#of.has(held)) lost.push(held)
+    }
+    return lost
+  }
+
+  /** All that runs, for a drain that has no more time. */
+  runningOnes(): Held[] {
+    return [...this.#of.keys()]
+  }
+}

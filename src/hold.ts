@@ -1,0 +1,196 @@
+/**
+ * What the inbox is made of: a sender's lane as seen here (`InLane`), a message that is held or runs (`Held`), a key's
+ * turn (`InKey`), and a queue, subscription or request name that this peer takes from (`LocalConsumer`).
+ */
+import { IntervalSet } from './interval.js'
+import type { AttemptRow } from './log/rows.js'
+import type { Attempt, DestinationKind, PeerId, SpaceId } from './message.js'
+import type { Backoff } from './options.js'
+import { Deque } from './queue.js'
+import { data, type Meta } from './transport/frame.js'
+
+/** One sender's lane: which of its sequences are done, which are dead, which are here. */
+export class InLane {
+  done: IntervalSet
+  dead = new IntervalSet()
+  /** Held, running or being settled, by sequence. */
+  readonly active = new Map<number, Held>()
+  /** Tried and not settled, by sequence. */
+  readonly attempts = new Map<number, AttemptRow>()
+  isDirty = false
+  /** Settled and durable, not acknowledged yet: flat from, to pairs for each outcome. */
+  readonly acks: [done: IntervalSet, dead: IntervalSet, expired: IntervalSet] = [new IntervalSet(), new IntervalSet(), new IntervalSet()]
+  hasAcks = false
+
+  constructor(
+    readonly peer: PeerId,
+    readonly space: SpaceId,
+    readonly spaceBytes: Buffer,
+    readonly epoch: number,
+    readonly route: number,
+    done: readonly number[] = [],
+  ) {
+    this.done = new IntervalSet(done)
+  }
+
+  get isMemory(): boolean {
+    return this.route >= 0x80000000
+  }
+
+  /** What a RESUME answer says is done: not what is still being committed. */
+  settled(kind: 'done' | 'dead', from: number, to: number): number[] {
+    const committing = [...this.active.keys()].filter((sequence) => this[kind].has(sequence)).sort((a, b) => a - b)
+    const ends = this[kind].within(from, to)
+    if (committing.length === 0) return ends
+    const result: number[] = []
+    for (let i = 0; i < ends.length; i += 2) {
+      let start = ends[i]!
+      for (const sequence of committing) {
+        if (sequence < start || sequence > ends[i + 1]!) continue
+        if (sequence > start) result.push(start, sequence - 1)
+        start = sequence + 1
+      }
+      if (start <= ends[i + 1]!) result.push(start, ends[i + 1]!)
+    }
+    return result
+  }
+}
+
+export type HeldState =
+  /** Waits for its handler. */
+  | 'held'
+  /** A handler has it. */
+  | 'running'
+  /** Its end is decided and being committed. */
+  | 'settling'
+  | 'gone'
+
+/** A message at its consumer. */
+export class Held {
+  state: HeldState = 'held'
+  key: InKey | null = null
+  /** Deliveries that count, before this one. */
+  attempts: number
+  history: readonly Attempt[] = []
+  /** A start mark is in the log. */
+  marked = false
+  /** Started before a crash: runs alone (G10). */
+  suspect = false
+  startedAt = 0
+  startedWall = 0
+  /** Monotonic; Infinity without expiry. */
+  expiresAt = Number.POSITIVE_INFINITY
+  leaseUntil = 0
+  /** How it ends, once that is decided. */
+  outcome: 'done' | 'dead' | 'expired' = 'done'
+
+  constructor(
+    readonly lane: InLane,
+    readonly sequence: number,
+    readonly consumer: LocalConsumer,
+    readonly frame: Buffer,
+    readonly start: number,
+    readonly end: number,
+    readonly redelivered: boolean,
+  ) {
+    this.attempts = data.attempts(frame, start)
+  }
+
+  get bytes(): number {
+    return this.end - this.start
+  }
+
+  get meta(): Meta | undefined {
+    return data.meta(this.frame, this.start)
+  }
+
+  get body(): unknown {
+    return data.body(this.frame, this.start, this.end)
+  }
+
+  get id(): string {
+    return this.meta?.i ?? `${this.lane.spaceBytes.toString('base64url')}.${data.number(this.frame, this.start).toString(36)}`
+  }
+}
+
+/** One sender's key at a consumer: one message of it runs at a time. */
+export class InKey {
+  busy = false
+  readonly queue = new Deque<Held>()
+  /** One of the key went back to be retried: what follows goes back too, until the sender starts the key again. */
+  bouncing = false
+
+  constructor(readonly name: string) {}
+}
+
+/** Credit as one sender sees it: totals since its connection began. */
+export interface CreditAccount {
+  consumedMessages: number
+  consumedBytes: number
+  toldMessages: number
+  toldBytes: number
+}
+
+export interface ConsumerPolicy {
+  readonly concurrency: number
+  readonly leaseMs: number
+  readonly maxAttempts: number
+  readonly backoff: Backoff
+}
+
+/** What this peer takes from one queue, subscription or request name. */
+export class LocalConsumer {
+  /** Messages that may run, for each sender, in turn. */
+  readonly ready = new Map<PeerId, Deque<Held>>()
+  readyCount = 0
+  readonly keys = new Map<string, InKey>()
+  running = 0
+  /** Sum of what the handlers can take at once; of what the pullers have asked for. */
+  capacity = 0
+  readonly accounts = new Map<PeerId, CreditAccount>()
+  /** False for a consumer by pull: credit follows the demand. */
+  isPushed = true
+  isClosed = false
+  policy: ConsumerPolicy
+
+  constructor(
+    readonly number: number,
+    readonly kind: DestinationKind,
+    readonly name: string,
+    readonly group: string,
+    readonly owner: string,
+    readonly durable: boolean,
+    readonly order: 'key' | 'strict' | 'none',
+    policy: ConsumerPolicy,
+  ) {
+    this.policy = policy
+  }
+
+  enqueue(held: Held): void {
+    let queue = this.ready.get(held.lane.peer)
+    if (!queue) {
+      queue = new Deque()
+      this.ready.set(held.lane.peer, queue)
+    }
+    queue.push(held)
+    this.readyCount++
+  }
+
+  /** The next message that may run: senders take turns. */
+  dequeue(): Held | undefined {
+    for (const [peer, queue] of this.ready) {
+      const held = queue.shift()
+      if (!held) {
+        this.ready.delete(peer)
+        continue
+      }
+      if (this.ready.size > 1) {
+        this.ready.delete(peer)
+        this.ready.set(peer, queue)
+      }
+      this.readyCount--
+      if (held.state === 'held') return held
+    }
+    return undefined
+  }
+}

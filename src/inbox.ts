@@ -1,0 +1,473 @@
+// send → outbox → link → transport → INBOX → handler → settle
+/**
+ * The receiver's dedup side, as a pure machine: drops what was done before, holds what waits for its key or its handler,
+ * gives credit, and answers RESUME.
+ */
+import { Held, InKey, InLane, LocalConsumer } from './hold.js'
+import { IntervalSet } from './interval.js'
+import type { Change } from './log/log.js'
+import * as rows from './log/rows.js'
+import type { DestinationKind, PeerId, SpaceId } from './message.js'
+import type { Limits } from './options.js'
+import type { Rules } from './rules.js'
+import { DATA_FLAG, data } from './transport/frame.js'
+
+/** Above so many intervals in one lane no further credit is given to its sender (rule P8). */
+const INTERVALS_MAX = 65_536
+/** Above so many tombstones the oldest fold into a floor (rule P11). */
+const TOMBSTONES_MAX = 10_000
+
+/** A retry that comes so little before its time is run. */
+const EARLY_MS = 50
+
+/** What one DATA frame comes to, where it is not held. */
+export type Verdict =
+  | 'held'
+  /** Done, dead or expired before: acknowledge again. */
+  | 'again'
+  /** Here already, from an earlier connection: its end will be told. */
+  | 'here'
+  /** No one takes it now: it goes back, uncharged. */
+  | 'returned'
+  /** Its retry is not due yet. */
+  | 'early'
+  /** Its time is over, or its deliveries are used up. */
+  | 'expired'
+  | 'exhausted'
+  /** An operator forgot its space. */
+  | 'stale'
+
+/** A lane as one connection numbers it. */
+export interface ConnectionLane {
+  readonly lane: InLane | null
+  readonly isFinished: boolean
+  readonly isStale: boolean
+  readonly kind: DestinationKind
+  readonly name: string
+  readonly group: string
+  readonly owner: string
+  consumer: LocalConsumer | null
+}
+
+export class Inbox {
+  readonly consumers = new Map<string, LocalConsumer>()
+  readonly lanes = new Map<string, InLane>()
+  readonly #lanesOf = new Map<PeerId, Set<InLane>>()
+  readonly #tombstones = new Map<SpaceId, rows.TombstoneRow>()
+  readonly #floors = new Map<PeerId, number>()
+  #dirty = new Set<InLane>()
+  #changes: Change[] = []
+  #consumerNumber = 0
+  duplicates = 0
+
+  constructor(
+    readonly limits: Limits,
+    readonly rules: Rules,
+  ) {}
+
+  // --- consumers
+
+  consumer(kind: DestinationKind, name: string, group: string, owner: string): LocalConsumer | undefined {
+    return this.consumers.get(consumerName(kind, name, group, owner))
+  }
+
+  addConsumer(
+    kind: DestinationKind,
+    name: string,
+    group: string,
+    owner: string,
+    durable: boolean,
+    order: 'key' | 'strict' | 'none',
+    policy: LocalConsumer['policy'],
+  ): LocalConsumer {
+    const consumer = new LocalConsumer(++this.#consumerNumber, kind, name, group, owner, durable, order, policy)
+    this.consumers.set(consumerName(kind, name, group, owner), consumer)
+    return consumer
+  }
+
+  /** Takes over a consumer of the last incarnation of this process. */
+  adopt(consumer: LocalConsumer): void {
+    consumer.ready.clear()
+    consumer.readyCount = 0
+    consumer.keys.clear()
+    consumer.accounts.clear()
+    this.#consumerNumber = Math.max(this.#consumerNumber, consumer.number)
+    this.consumers.set(consumerName(consumer.kind, consumer.name, consumer.group, consumer.owner), consumer)
+  }
+
+  /** Takes a consumer away; gives back what it held and did not start. */
+  removeConsumer(consumer: LocalConsumer): Held[] {
+    consumer.isClosed = true
+    this.consumers.delete(consumerName(consumer.kind, consumer.name, consumer.group, consumer.owner))
+    return this.releaseHeld(consumer)
+  }
+
+  /** All that a consumer holds and did not start leaves it, to go back to the senders. */
+  releaseHeld(consumer: LocalConsumer): Held[] {
+    const released: Held[] = []
+    for (const lane of this.lanes.values()) {
+      for (const held of lane.active.values()) {
+        if (held.consumer !== consumer || held.state !== 'held') continue
+        released.push(held)
+        this.#drop(held)
+      }
+    }
+    for (const [name, key] of consumer.keys) {
+      key.queue.clear()
+      if (!key.busy) consumer.keys.delete(name)
+      else key.bouncing = true
+    }
+    consumer.ready.clear()
+    consumer.readyCount = 0
+    return released
+  }
+
+  #drop(held: Held): void {
+    held.state = 'gone'
+    held.lane.active.delete(held.sequence)
+    this.consumed(held)
+  }
+
+  // --- lanes
+
+  /** What a connection's LANE frame names. */
+  declareLane(peer: PeerId, space: SpaceId, spaceBytes: Buffer, epoch: number, route: number, destination: Omit<ConnectionLane, 'lane' | 'consumer' | 'isFinished' | 'isStale'>): ConnectionLane {
+    const { kind, name, group, owner } = destination
+    const consumer = this.consumer(kind, name, group, owner) ?? null
+    const isFinished = this.#tombstones.has(space)
+    const isStale = this.rules.tombstones && !isFinished && epoch <= (this.#floors.get(peer) ?? 0)
+    if (isFinished || isStale) return { ...destination, lane: null, isFinished, isStale, consumer }
+    return { ...destination, lane: this.#laneOf(peer, space, spaceBytes, epoch, route), isFinished, isStale, consumer }
+  }
+
+  #laneOf(peer: PeerId, space: SpaceId, spaceBytes: Buffer, epoch: number, route: number): InLane {
+    const name = laneName(space, route)
+    let lane = this.lanes.get(name)
+    if (!lane) {
+      lane = new InLane(peer, space, spaceBytes, epoch, route)
+      this.#remember(name, lane)
+    }
+    return lane
+  }
+
+  #remember(name: string, lane: InLane): void {
+    this.lanes.set(name, lane)
+    const of = this.#lanesOf.get(lane.peer) ?? new Set()
+    this.#lanesOf.set(lane.peer, of.add(lane))
+  }
+
+  // --- messages
+
+  /** Takes a DATA frame in. `wallNow` and `now` in milliseconds. */
+  receive(at: ConnectionLane, packet: Buffer, start: number, end: number, now: number, wallNow: number): { verdict: Verdict; held: Held | null; sequence: number } {
+    const sequence = data.sequence(packet, start)
+    const lane = at.lane
+    if (lane === null) return { verdict: at.isStale ? 'stale' : 'again', held: null, sequence }
+    const active = lane.active.get(sequence)
+    if (active && (active.state !== 'held' || this.rules.dedup)) return { verdict: 'here', held: active, sequence }
+    if (this.rules.dedup && (lane.done.has(sequence) || lane.dead.has(sequence))) {
+      this.duplicates++
+      return { verdict: 'again', held: null, sequence }
+    }
+    if (at.consumer === null || at.consumer.isClosed) at.consumer = this.consumer(at.kind, at.name, at.group, at.owner) ?? null
+    const consumer = at.consumer
+    if (consumer === null) return { verdict: 'returned', held: null, sequence }
+    const flags = data.flags(packet, start)
+    const known = lane.attempts.get(sequence)
+    const held = new Held(lane, sequence, consumer, packet, start, end, (flags & DATA_FLAG.redelivered) !== 0 || known !== undefined)
+    const verdict = this.#judge(held, known, flags, now, wallNow)
+    return { verdict, held, sequence }
+  }
+
+  #judge(held: Held, known: rows.AttemptRow | undefined, flags: number, now: number, wallNow: number): Verdict {
+    const { consumer, lane } = held
+    if (known || held.attempts > 0) {
+      if (known && known.attempts >= held.attempts) {
+        held.attempts = known.attempts
+        held.history = known.history
+        held.suspect = known.started === 'shared'
+        held.marked = true
+      } else {
+        held.history = (held.meta?.a ?? []).map(([attempt, at, peer, durationMs, reason]) => ({ attempt, at, peer: peer as PeerId, durationMs, reason }))
+      }
+      if (held.attempts >= consumer.policy.maxAttempts) return this.#activate(held, 'exhausted')
+      if (known && known.retryAt > wallNow + EARLY_MS) {
+        // What follows in its key must not overtake it.
+        const key = this.#keyOf(held, consumer)
+        if (key) key.bouncing = true
+        return 'early'
+      }
+    }
+    if ((flags & DATA_FLAG.meta) !== 0) {
+      const ttl = held.meta?.t
+      if (ttl !== undefined) held.expiresAt = now + ttl - data.created(held.frame, held.start)
+      if (held.expiresAt <= now) return this.#activate(held, 'expired')
+    }
+    return this.#hold(held, flags, lane)
+  }
+
+  #activate(held: Held, verdict: Verdict): Verdict {
+    held.lane.active.set(held.sequence, held)
+    held.state = 'running'
+    return verdict
+  }
+
+  #hold(held: Held, flags: number, lane: InLane): Verdict {
+    const { consumer } = held
+    const key = this.#keyOf(held, consumer)
+    if (key) {
+      if ((flags & DATA_FLAG.keyHead) !== 0) key.bouncing = false
+      if (key.bouncing) return 'returned'
+      held.key = key
+    }
+    lane.active.set(held.sequence, held)
+    if (key?.busy) key.queue.push(held)
+    else {
+      if (key) key.busy = true
+      consumer.enqueue(held)
+    }
+    return 'held'
+  }
+
+  #keyOf(held: Held, consumer: LocalConsumer): InKey | null {
+    if (consumer.order === 'none' || !this.rules.keyFollowsPredecessor) return null
+    const key = consumer.order === 'strict' ? '' : data.key(held.frame, held.start)
+    if (consumer.order === 'key' && key === '') return null
+    const name = `${held.lane.peer}/${key}`
+    let state = consumer.keys.get(name)
+    if (!state) {
+      state = new InKey(name)
+      consumer.keys.set(name, state)
+    }
+    return state
+  }
+
+  /** A message's end is decided. `bounce` sends what follows in its key back to the sender; gives those. */
+  release(held: Held, bounce: boolean): Held[] {
+    const key = held.key
+    held.key = null
+    const bounced: Held[] = []
+    if (key === null) return bounced
+    key.busy = false
+    if (bounce) {
+      key.bouncing = true
+      for (let next = key.queue.shift(); next; next = key.queue.shift()) {
+        if (next.state !== 'held') continue
+        next.key = null
+        this.#drop(next)
+        bounced.push(next)
+      }
+      return bounced
+    }
+    let next = key.queue.shift()
+    while (next && next.state !== 'held') next = key.queue.shift()
+    if (next) {
+      key.busy = true
+      held.consumer.enqueue(next)
+    } else if (!key.bouncing) held.consumer.keys.delete(key.name)
+    return bounced
+  }
+
+  /** A message left: its credit may go back to the sender. */
+  consumed(held: Held): void {
+    const account = held.consumer.accounts.get(held.lane.peer)
+    if (!account) return
+    account.consumedMessages++
+    account.consumedBytes += held.bytes
+  }
+
+  /** Counts a frame that never was held. */
+  consumedFrame(at: ConnectionLane, peer: PeerId, bytes: number): void {
+    const account = at.consumer?.accounts.get(peer)
+    if (!account) return
+    account.consumedMessages++
+    account.consumedBytes += bytes
+  }
+
+  /** Totals that a sender should be told now, or null: half a window is worth a frame. */
+  creditFor(consumer: LocalConsumer, peer: PeerId): { messages: number; bytes: number } | null {
+    const account = consumer.accounts.get(peer)
+    if (!account) return null
+    const window = consumer.isPushed ? this.limits.creditMessages : consumer.capacity + this.#taken(consumer, peer)
+    const messages = account.consumedMessages + window
+    const bytes = account.consumedBytes + this.limits.creditBytes
+    const isWorth = messages - account.toldMessages >= Math.max(1, window / 2) || bytes - account.toldBytes >= this.limits.creditBytes / 2
+    if (!isWorth && messages >= account.toldMessages) return null
+    if (messages === account.toldMessages || this.#isClogged(peer)) return null
+    account.toldMessages = messages
+    account.toldBytes = bytes
+    return { messages, bytes }
+  }
+
+  /** Messages of a sender that a consumer has here. */
+  #taken(consumer: LocalConsumer, peer: PeerId): number {
+    let taken = 0
+    for (const lane of this.#lanesOf.get(peer) ?? []) for (const held of lane.active.values()) if (held.consumer === consumer && held.state !== 'settling') taken++
+    return taken
+  }
+
+  #isClogged(peer: PeerId): boolean {
+    for (const lane of this.#lanesOf.get(peer) ?? []) if (lane.done.intervals > INTERVALS_MAX) return true
+    return false
+  }
+
+  // --- links
+
+  /** A new connection of a peer: what it had sent and did not start is forgotten; it will come again (rule P2). */
+  linkUp(peer: PeerId): void {
+    for (const consumer of this.consumers.values()) {
+      consumer.accounts.set(peer, { consumedMessages: 0, consumedBytes: 0, toldMessages: 0, toldBytes: 0 })
+      if (!this.rules.newConnectionEmptiesHold) continue
+      const queue = consumer.ready.get(peer)
+      if (queue) {
+        consumer.readyCount -= queue.length
+        consumer.ready.delete(peer)
+      }
+    }
+    if (!this.rules.newConnectionEmptiesHold) return
+    for (const lane of this.#lanesOf.get(peer) ?? []) {
+      for (const held of lane.active.values()) {
+        if (held.state !== 'held') continue
+        held.state = 'gone'
+        lane.active.delete(held.sequence)
+        if (held.key && !this.#runs(held.key, lane)) held.consumer.keys.delete(held.key.name)
+        else held.key?.queue.clear()
+      }
+    }
+  }
+
+  #runs(key: InKey, lane: InLane): boolean {
+    for (const other of this.#lanesOf.get(lane.peer) ?? []) for (const held of other.active.values()) if (held.key === key && held.state !== 'held') return true
+    return false
+  }
+
+  /** The peer's own word on what is finished: the dedup state shrinks, never by a clock. */
+  finishedThrough(lane: InLane, through: number, exceptions: readonly number[]): void {
+    if (through <= 0) return
+    const before = lane.done.intervals
+    lane.done.addThrough(through, exceptions)
+    for (const [sequence, row] of lane.attempts) {
+      if (sequence > through || exceptions.includes(sequence) || lane.active.has(sequence)) continue
+      lane.attempts.delete(sequence)
+      if (row) this.#changes.push(rows.remove(rows.attemptKey(lane.space, lane.route, sequence)))
+    }
+    if (lane.dead.size > 0) lane.dead = new IntervalSet(lane.dead.within(through + 1, Number.MAX_SAFE_INTEGER))
+    if (before !== lane.done.intervals) this.touch(lane)
+  }
+
+  /** Spaces that the sender does not name any more are finished: each leaves a tombstone (rule P11). */
+  closeSpaces(peer: PeerId, open: ReadonlySet<string>): void {
+    for (const lane of [...(this.#lanesOf.get(peer) ?? [])]) {
+      if (open.has(lane.space) || lane.active.size > 0) continue
+      this.lanes.delete(laneName(lane.space, lane.route))
+      this.#lanesOf.get(peer)!.delete(lane)
+      this.#changes.push(rows.remove(rows.doneKey(lane.space, lane.route)))
+      for (const sequence of lane.attempts.keys()) this.#changes.push(rows.remove(rows.attemptKey(lane.space, lane.route, sequence)))
+      if (this.rules.tombstones && !this.#tombstones.has(lane.space)) this.#bury(lane)
+    }
+  }
+
+  #bury(lane: InLane): void {
+    const row: rows.TombstoneRow = { peer: lane.peer, epoch: lane.epoch }
+    this.#tombstones.set(lane.space, row)
+    this.#changes.push(rows.put(rows.tombstoneKey(lane.space), row))
+    if (this.#tombstones.size <= TOMBSTONES_MAX) return
+    const [space, oldest] = this.#tombstones.entries().next().value!
+    this.#tombstones.delete(space)
+    this.#floors.set(oldest.peer, Math.max(this.#floors.get(oldest.peer) ?? 0, oldest.epoch))
+    this.#changes.push(rows.remove(rows.tombstoneKey(space)))
+  }
+
+  floorOf(peer: PeerId): number {
+    return this.#floors.get(peer) ?? 0
+  }
+
+  /** An operator forgets a peer's dedup state: what comes from its present spaces later is refused. */
+  forget(peer: PeerId, epoch: number): void {
+    this.#floors.set(peer, Math.max(this.floorOf(peer), epoch))
+    for (const lane of [...(this.#lanesOf.get(peer) ?? [])]) {
+      this.lanes.delete(laneName(lane.space, lane.route))
+      this.#changes.push(rows.remove(rows.doneKey(lane.space, lane.route)))
+    }
+    this.#lanesOf.delete(peer)
+    for (const [space, row] of this.#tombstones) {
+      if (row.peer !== peer) continue
+      this.#tombstones.delete(space)
+      this.#changes.push(rows.remove(rows.tombstoneKey(space)))
+    }
+  }
+
+  lanesOf(peer: PeerId): Iterable<InLane> {
+    return this.#lanesOf.get(peer) ?? []
+  }
+
+  /** The answer to what RESUME asks of one lane. */
+  answer(peer: PeerId, space: SpaceId, route: number, from: number, to: number): { done: number[]; dead: number[]; running: number[] } {
+    if (this.#tombstones.has(space)) return { done: [from, to], dead: [], running: [] }
+    const lane = this.lanes.get(laneName(space, route))
+    if (!lane || lane.peer !== peer) return { done: [], dead: [], running: [] }
+    const running: number[] = []
+    for (const held of lane.active.values()) if (held.state !== 'held') running.push(held.sequence)
+    return { done: lane.settled('done', from, to), dead: lane.settled('dead', from, to), running }
+  }
+
+  // --- the log
+
+  touch(lane: InLane): void {
+    if (lane.isMemory) return
+    lane.isDirty = true
+    this.#dirty.add(lane)
+  }
+
+  change(change: Change): void {
+    this.#changes.push(change)
+  }
+
+  get wantsCommit(): boolean {
+    return this.#changes.length > 0
+  }
+
+  /** Adds the rows of what changed: one small row a lane. */
+  collect(batch: Change[]): void {
+    for (const lane of this.#dirty) {
+      lane.isDirty = false
+      const row = { peer: lane.peer, epoch: lane.epoch, ends: lane.done.ends, dead: lane.dead.ends }
+      batch.push(rows.put(rows.doneKey(lane.space, lane.route), row))
+    }
+    this.#dirty = new Set()
+    for (const change of this.#changes) batch.push(change)
+    this.#changes = []
+  }
+
+  restoreLane(space: SpaceId, route: number, row: rows.DoneRow): void {
+    const lane = new InLane(row.peer, space, Buffer.from(space, 'hex'), row.epoch, route, row.ends)
+    lane.dead = new IntervalSet(row.dead)
+    this.#remember(laneName(space, route), lane)
+  }
+
+  restoreTombstone(space: SpaceId, row: rows.TombstoneRow): void {
+    this.#tombstones.set(space, row)
+  }
+
+  restoreFloor(peer: PeerId, floor: number): void {
+    if (floor > 0) this.#floors.set(peer, floor)
+  }
+
+  /** A message was tried before the restart: a crash while it ran alone counts as a delivery (G10). */
+  restoreAttempt(space: SpaceId, route: number, sequence: number, row: rows.AttemptRow, self: PeerId, wallNow: number): void {
+    const lane = this.lanes.get(laneName(space, route))
+    if (!lane) return
+    if (row.started !== 'alone') {
+      lane.attempts.set(sequence, row)
+      return
+    }
+    const attempt = row.attempts + 1
+    const history = [...row.history, { attempt, at: wallNow, peer: self, durationMs: 0, reason: 'CRASHED' }]
+    const charged: rows.AttemptRow = { attempts: attempt, history, retryAt: 0, started: 'shared' }
+    lane.attempts.set(sequence, charged)
+    this.#changes.push(rows.put(rows.attemptKey(space, route, sequence), charged))
+  }
+}
+
+const laneName = (space: string, route: number): string => `${space}/${route}`
+const consumerName = (kind: string, name: string, group: string, owner: string): string => `${kind}/${name}/${group}/${owner}`

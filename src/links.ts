@@ -1,0 +1,369 @@
+/**
+ * The part of the shell that brings connections up: it dials and redials endpoints, runs handshakes, picks one connection
+ * for each peer, and ends what is silent. What is said on a link that is up is the turn's business (`turn.ts`).
+ */
+import type { Cancel, Clock } from './clock.js'
+import { PeerpostError, reasonOf } from './errors.js'
+import { Handshake, type Hello, heartbeat, judge, knowsPair, LinkConnection, type Proofs, type Remembered } from './link.js'
+import type { LineageEntry, PeerRow } from './log/rows.js'
+import type { PeerId, PeerStatus, SpaceId, StateLoss } from './message.js'
+import type { Limits } from './options.js'
+import { FRAME, readControl, readPacket, violation } from './transport/frame.js'
+import type { Accept, Connection, ConnectionEvents } from './transport/transport.js'
+
+/** How the shell reaches others: real transports in `peer.ts`, the simulated network in the simulator. */
+export interface Network {
+  /** Calls `accept` once the channel is up, or `fail`. Gives what gives up the attempt. */
+  dial(endpoint: string, accept: Accept, fail: (error: Error) => void): Cancel
+}
+
+/** What the turn is told, and asked. */
+export interface LinkEvents {
+  /** Facts of this peer's incarnation, now. */
+  self(): { hello: Omit<Hello, 'counter'>; lineage: readonly LineageEntry[]; commit: number }
+  remembered(peer: PeerId): PeerRow | undefined
+  /** The peer is accepted; the link is up once `done` is called: its row is durable (rule P10). */
+  accepted(hello: Hello, loss: StateLoss['verdict'] | null, done: () => void): void
+  up(link: LinkConnection): void
+  down(link: LinkConnection): void
+  /** A frame on a link that is up. */
+  frame(link: LinkConnection, packet: Buffer, type: number, start: number, end: number): void
+  packetEnd(link: LinkConnection): void
+  drained(link: LinkConnection): void
+  /** The other side says that this store was rolled back, superseded or cloned. */
+  fenced(verdict: 'FENCED' | 'DUPLICATE_IDENTITY' | 'ROLLBACK', remembered: Remembered | null, peer: PeerId): void
+  changed(status: PeerStatus): void
+  refused(code: string, message: string): void
+}
+
+interface Target {
+  readonly endpoint: string
+  readonly pinned: PeerId | null
+  link: LinkConnection | null
+  cancel: Cancel | null
+  timer: Cancel | null
+  attempts: number
+  reason: string
+}
+
+export class Links {
+  /** The connection of each peer that is up. */
+  readonly up = new Map<PeerId, LinkConnection>()
+  readonly #open = new Set<LinkConnection>()
+  readonly #targets = new Map<string, Target>()
+  #counter = 0
+  #isClosed = false
+
+  constructor(
+    readonly clock: Clock,
+    readonly proofs: Proofs,
+    readonly network: Network,
+    readonly limits: Limits,
+    readonly events: LinkEvents,
+    readonly checkLineage: boolean,
+    readonly ignoreOld: boolean,
+  ) {}
+
+  // --- dialing
+
+  /** Keeps a link to an endpoint: `#12D3Koo…` at its end pins who must answer. */
+  addTarget(endpoint: string): void {
+    const [address, pin] = endpoint.split('#')
+    if (this.#targets.has(endpoint)) return
+    const target: Target = { endpoint: address!, pinned: (pin as PeerId | undefined) ?? null, link: null, cancel: null, timer: null, attempts: 0, reason: '' }
+    this.#targets.set(endpoint, target)
+    this.#dial(target)
+  }
+
+  #dial(target: Target): void {
+    if (this.#isClosed || target.link || target.cancel) return
+    target.attempts++
+    let isOver = false
+    const cancel = this.network.dial(
+      target.endpoint,
+      (connection) => {
+        isOver = true
+        target.cancel = null
+        return this.#begin(connection, target)
+      },
+      (error) => {
+        isOver = true
+        target.cancel = null
+        this.#failed(target, error.message)
+      },
+    )
+    if (!isOver) target.cancel = cancel
+  }
+
+  #failed(target: Target, reason: string): void {
+    target.reason = reason
+    this.#redial(target)
+  }
+
+  /** At most one attempt a second for each endpoint, jittered, so that a thousand peers do not come at once. */
+  #redial(target: Target): void {
+    if (this.#isClosed || target.timer) return
+    const delay = this.limits.reconnectMs * (1 + this.clock.random() / 2)
+    target.timer = this.clock.timer(delay, () => {
+      target.timer = null
+      this.#dial(target)
+    })
+  }
+
+  // --- connections
+
+  /** A channel came in. */
+  accept: Accept = (connection) => this.#begin(connection, null)
+
+  #begin(connection: Connection, target: Target | null): ConnectionEvents {
+    const link = new LinkConnection(connection, target !== null, target?.endpoint ?? null)
+    this.#open.add(link)
+    if (target) target.link = link
+    link.lastHeard = link.lastSent = this.clock.now()
+    const own: Hello = { ...this.events.self().hello, counter: ++this.#counter }
+    link.handshake = new Handshake(this.proofs, own, this.clock.randomBytes(32), link.isDialer, connection, target?.pinned ?? null)
+    link.handshake.start(link.writer)
+    this.clock.defer(() => this.flush(link))
+    return {
+      packet: (packet) => this.#packet(link, packet),
+      drained: () => {
+        link.isFull = false
+        if (link.state === 'up') this.events.drained(link)
+      },
+      closed: (reason) => this.#closed(link, target, reason),
+    }
+  }
+
+  #packet(link: LinkConnection, packet: Buffer): void {
+    if (!this.#open.has(link)) return
+    link.lastHeard = this.clock.now()
+    try {
+      readPacket(packet, (type, start, end) => {
+        if (link.state === 'up') this.#upFrame(link, packet, type, start, end)
+        else if (link.state !== 'down') this.#handshakeFrame(link, packet, type, start, end)
+      })
+    } catch (thrown) {
+      this.#refuse(link, thrown)
+      return
+    }
+    if (link.state === 'up') this.events.packetEnd(link)
+    else this.flush(link)
+  }
+
+  #upFrame(link: LinkConnection, packet: Buffer, type: number, start: number, end: number): void {
+    if (this.ignoreOld && this.up.get(link.peer) !== link) return
+    if (type === FRAME.ping) link.writer.control(FRAME.pong, readControl(packet, start, end))
+    else if (type === FRAME.pong) link.roundTripMs = this.clock.now() - Number(readControl(packet, start, end)[0])
+    else if (type === FRAME.bye) this.#bye(link, packet, start, end)
+    else this.events.frame(link, packet, type, start, end)
+  }
+
+  #handshakeFrame(link: LinkConnection, packet: Buffer, type: number, start: number, end: number): void {
+    if (type === FRAME.hello) link.handshake!.receiveHello(packet, start, end, link.writer)
+    else if (type === FRAME.proof) this.#verified(link, link.handshake!.receiveProof(packet, start, end))
+    else if (type === FRAME.welcome && link.hello) this.#welcomed(link, readControl(packet, start, end))
+    else if (type === FRAME.ready && link.hello) this.#ready(link, readControl(packet, start, end)[0] === true)
+    else if (type === FRAME.bye) this.#bye(link, packet, start, end)
+    else throw violation(`frame ${type} came before the handshake was over`)
+  }
+
+  /** The other end is who it says: ask whether its store still has what was accepted of it. */
+  #verified(link: LinkConnection, hello: Hello): void {
+    link.hello = hello
+    link.connection.authenticated()
+    const self = this.events.self().hello
+    if (hello.peer === self.peer) {
+      if (hello.space === self.space) throw new PeerpostError('PEER_REFUSED', 'This endpoint leads to the peer itself. Remove it from the peers.')
+      this.#dismiss(link, 'DUPLICATE_IDENTITY', null)
+      return
+    }
+    const row = this.checkLineage ? this.events.remembered(hello.peer) : undefined
+    link.writer.control(FRAME.welcome, row ? [row.storeId, row.epoch, row.space, row.commit] : [])
+  }
+
+  #welcomed(link: LinkConnection, fields: unknown[]): void {
+    const { hello, lineage, commit } = this.events.self()
+    if (fields.length === 0) {
+      link.writer.control(FRAME.ready, [true])
+      return
+    }
+    const [storeId, epoch, space, last] = fields
+    if (typeof storeId !== 'string' || typeof epoch !== 'number' || typeof space !== 'string' || typeof last !== 'number') throw violation('WELCOME has wrong fields')
+    const pair: Remembered = { storeId, epoch, space: space as SpaceId, commit: last }
+    link.writer.control(FRAME.ready, [knowsPair(lineage, commit, pair, hello.storeId)])
+  }
+
+  #ready(link: LinkConnection, knows: boolean): void {
+    link.otherKnows = knows
+    const hello = link.hello!
+    const live = this.up.get(hello.peer)
+    const verdict = judge(this.checkLineage ? this.events.remembered(hello.peer) : undefined, hello, knows, live && live !== link ? live.hello!.space : null)
+    if (verdict.kind === 'refuse') {
+      this.#dismiss(link, verdict.verdict, this.events.remembered(hello.peer) ?? null)
+      return
+    }
+    if (live && live.hello!.space === hello.space && !link.beats(live, this.proofs.peerId)) {
+      this.bye(link, 'SUPERSEDED', 'another connection of these two peers is in use')
+      return
+    }
+    link.state = 'welcome'
+    this.events.accepted(hello, verdict.loss, () => this.#rise(link))
+  }
+
+  #rise(link: LinkConnection): void {
+    if (!this.#open.has(link) || link.state !== 'welcome') return
+    const old = this.up.get(link.peer)
+    if (old && old !== link) {
+      this.#lower(old)
+      this.bye(old, 'SUPERSEDED', 'a newer connection of these two peers is in use')
+    }
+    link.state = 'up'
+    link.handshake = null
+    this.up.set(link.peer, link)
+    this.events.up(link)
+    this.events.changed(this.#statusOf(link.peer, link))
+    this.flush(link)
+  }
+
+  #lower(link: LinkConnection): void {
+    if (link.state !== 'up') return
+    link.state = 'down'
+    link.isResumed = false
+    if (this.up.get(link.peer) === link) this.up.delete(link.peer)
+    this.events.down(link)
+  }
+
+  #closed(link: LinkConnection, target: Target | null, reason: string): void {
+    if (!this.#open.delete(link)) return
+    const wasUp = link.state === 'up'
+    this.#lower(link)
+    link.state = 'down'
+    if (wasUp) this.events.changed({ ...this.#statusOf(link.peer, null), reason })
+    if (!target) return
+    if (target.link === link) target.link = null
+    this.#failed(target, target.reason && !wasUp ? target.reason : reason)
+  }
+
+  // --- ends
+
+  /** Says BYE with a code and a sentence, then ends the connection. */
+  bye(link: LinkConnection, code: string, sentence: string, extra: readonly unknown[] = []): void {
+    link.writer.control(FRAME.bye, [code, sentence, ...extra])
+    this.flush(link)
+    link.isDraining = true
+    if (link.state === 'connecting' || link.state === 'welcome') link.state = 'down'
+    link.connection.close()
+  }
+
+  #dismiss(link: LinkConnection, verdict: 'FENCED' | 'DUPLICATE_IDENTITY' | 'ROLLBACK', row: PeerRow | null): void {
+    const pair = row ? [row.storeId, row.epoch, row.space, row.commit] : []
+    this.bye(link, verdict, 'this store has been superseded', pair)
+  }
+
+  #bye(link: LinkConnection, packet: Buffer, start: number, end: number): void {
+    const [code, sentence, storeId, epoch, space, commit] = readControl(packet, start, end)
+    if (link.hello && (code === 'FENCED' || code === 'DUPLICATE_IDENTITY' || code === 'ROLLBACK')) {
+      const pair = typeof epoch === 'number' && typeof commit === 'number' ? { storeId: String(storeId), epoch, space: String(space) as SpaceId, commit } : null
+      this.events.fenced(code, pair, link.peer)
+    }
+    const target = [...this.#targets.values()].find((candidate) => candidate.link === link)
+    if (target && code !== 'SUPERSEDED' && code !== 'CLOSED') target.reason = `${String(code)}: ${String(sentence).slice(0, 300)}`
+    link.connection.close()
+  }
+
+  #refuse(link: LinkConnection, thrown: unknown): void {
+    const code = thrown instanceof PeerpostError ? thrown.code : 'PROTOCOL_VIOLATION'
+    if (!(thrown instanceof PeerpostError)) throw thrown
+    this.events.refused(code, thrown.message)
+    const target = [...this.#targets.values()].find((candidate) => candidate.link === link)
+    if (target) target.reason = `${code}: ${reasonOf(thrown)}`
+    this.#lower(link)
+    // A stranger learns the code and nothing of what is inside.
+    this.bye(link, code, link.hello ? thrown.message : 'refused')
+  }
+
+  // --- time, and what the turn asks
+
+  /** Sends what is in a connection's packets. */
+  flush(link: LinkConnection): void {
+    if (link.writer.isEmpty || link.isDraining || !this.#open.has(link)) return
+    for (const packet of link.writer.take()) if (!link.connection.send(packet)) link.isFull = true
+    link.lastSent = this.clock.now()
+  }
+
+  /** Heartbeats: pings who is quiet, ends who is silent. */
+  beat(now: number): void {
+    for (const link of [...this.#open]) {
+      if (link.state === 'connecting' || link.state === 'welcome') {
+        if (now - link.lastSent >= this.limits.deadAfterMs * 2) link.connection.destroy('the handshake took too long')
+        continue
+      }
+      if (link.state === 'down') {
+        if (now - link.lastHeard >= this.limits.deadAfterMs * 2) link.connection.destroy('it did not end')
+        continue
+      }
+      const what = heartbeat(link, now, this.limits.heartbeatMs, this.limits.deadAfterMs)
+      if (what === 'dead') {
+        this.#lower(link)
+        link.connection.destroy('silent for too long')
+      } else if (what === 'ping') {
+        link.pingSentAt = now
+        link.writer.control(FRAME.ping, [now])
+        this.events.packetEnd(link)
+      }
+    }
+  }
+
+  /** A link to the peer itself, so that what it sends to its own queues takes the same path. */
+  adoptSelf(link: LinkConnection): void {
+    this.#open.add(link)
+    this.up.set(link.peer, link)
+    this.events.up(link)
+  }
+
+  receiveSelf(link: LinkConnection, packet: Buffer): void {
+    if (this.#open.has(link)) this.#packet(link, packet)
+  }
+
+  statuses(): PeerStatus[] {
+    const found: PeerStatus[] = []
+    for (const [peer, link] of this.up) if (!link.isSelf) found.push(this.#statusOf(peer, link))
+    for (const target of this.#targets.values()) {
+      if (target.link?.state === 'up') continue
+      const state = /REFUSED|PROTOCOL|FENCED|DUPLICATE/.test(target.reason) ? 'refused' : 'connecting'
+      found.push({ id: (target.pinned ?? '') as PeerId, name: '', state, endpoint: target.endpoint, roundTripMs: undefined, reason: target.reason || undefined })
+    }
+    return found
+  }
+
+  #statusOf(peer: PeerId, link: LinkConnection | null): PeerStatus {
+    const endpoint = link?.endpoint ?? link?.connection.remoteAddress
+    return { id: peer, name: link?.hello?.name ?? '', state: link ? 'up' : 'down', endpoint, roundTripMs: link?.roundTripMs, reason: undefined }
+  }
+
+  /** Ends every connection; with a farewell where there is time for one. */
+  close(code: string | null): void {
+    this.#isClosed = true
+    for (const target of this.#targets.values()) {
+      target.cancel?.()
+      target.timer?.()
+      target.cancel = target.timer = null
+    }
+    for (const link of [...this.#open]) {
+      if (link.isSelf) this.#lower(link)
+      else if (code !== null) this.bye(link, code, 'the peer closes')
+      else link.connection.destroy('the peer stops')
+    }
+    if (code === null) this.#open.clear()
+  }
+
+  /** Drops every connection and dials anew: this peer has a new incarnation. */
+  restart(): void {
+    for (const link of [...this.#open]) {
+      if (link.isSelf) {
+        this.#lower(link)
+        this.#open.delete(link)
+      } else link.connection.destroy('a new incarnation begins')
+    }
+  }
+}

@@ -1,0 +1,780 @@
+// send → OUTBOX → link → transport → inbox → handler → settle
+/**
+ * The sender's durable side, as a pure machine: routes, what is in each, what is in the log, who has what. It appends
+ * changes to the batch and frames to the links' packets; `turn.ts` commits and sends them.
+ */
+import { invariant } from './errors.js'
+import { type Carrier, Entry, Lane, type RemoteConsumer, Sent } from './lane.js'
+import { type Change, DURABILITY_RANK, type Durability } from './log/log.js'
+import * as rows from './log/rows.js'
+import type { DestinationKind, Outcome, PeerId, SpaceId } from './message.js'
+import type { Limits } from './options.js'
+import { matches } from './pattern/topic.js'
+import { DueHeap } from './queue.js'
+import { Route } from './route.js'
+import type { Rules } from './rules.js'
+import { DATA_HEADER_BYTES, data, type Encoded, encodeMeta, type Meta, violation, writeData } from './transport/frame.js'
+
+const MEMORY_LINE = 0x80000000
+/** Bytes that a record takes in the log beside its frame: key, checksum, its share of the page. */
+const RECORD_OVERHEAD = 40
+
+/** What the shell needs to know of a message to append it. */
+export interface Draft {
+  readonly key: string
+  readonly meta: Meta | undefined
+  readonly body: Encoded
+  readonly durability: Durability
+  readonly lower: boolean
+  /** Milliseconds from now; 0 is now. */
+  readonly delayMs: number
+  /** Infinity without expiry. */
+  readonly ttlMs: number
+  /** Wait for the batch: a transaction, or a caller's id (rules P4, P5). */
+  readonly commitFirst: boolean
+}
+
+export interface Incarnation {
+  readonly epoch: number
+  readonly space: SpaceId
+}
+
+export interface NackFields {
+  readonly kind: 'retry' | 'returned' | 'stale'
+  readonly attempts: number
+  readonly delayMs: number
+  readonly history: Entry['history']
+}
+
+export class Outbox {
+  readonly routes = new Map<number, Route>()
+  /** Messages whose class was reached, and those that are settled everywhere, since the shell last looked. */
+  confirmed: Sent[] = []
+  settled: Sent[] = []
+  pendingBytes = 0
+  /** Messages acknowledged before their write began. */
+  elided = 0
+  written = 0
+  #lanes = new Map<string, Lane>()
+  #byName = new Map<string, Route>()
+  #topics: Route[] = []
+  #topicCache = new Map<string, Route[]>()
+  #active = new Set<Route>()
+  #wanted: Entry[] = []
+  #writing: Entry[] = []
+  #changes: Change[] = []
+  /** Rows that nobody waits for: they ride in the next batch, or in one of their own soon. */
+  #lazy: Change[] = []
+  #expiring: Entry[] = []
+  #expiryWritten: Entry[] = []
+  #touching: Array<[lane: Lane, peer: PeerId]> = []
+  #touchWritten: Array<[lane: Lane, peer: PeerId]> = []
+  #due = new DueHeap<Entry>()
+  #expiries = new DueHeap<Entry>()
+  #failovers = new DueHeap<{ peer: PeerId; down: number }>()
+  #down = new Map<PeerId, number>()
+  #doubt = new Map<PeerId, Set<Entry>>()
+  /** Messages whose end someone awaits, by number; they may be on disk only. */
+  readonly #watched = new Map<string, Sent>()
+  #slab = Buffer.allocUnsafeSlow(SLAB_BYTES)
+  #slabAt = 0
+  #number = 0
+  #routeNumber = 0
+  #idPrefix: string
+  #spaceBytes: Buffer
+
+  constructor(
+    readonly incarnation: Incarnation,
+    readonly storeClass: Durability,
+    readonly limits: Limits,
+    readonly rules: Rules,
+  ) {
+    this.#spaceBytes = Buffer.from(incarnation.space, 'hex')
+    this.#idPrefix = `${this.#spaceBytes.toString('base64url')}.`
+  }
+
+  // --- routes
+
+  /** The route of a destination and group, made when there is none. */
+  route(kind: DestinationKind, name: string, group: string, owner: string, durable: boolean): Route {
+    const known = this.#byName.get(routeName(kind, name, group, owner))
+    if (known) return known
+    const route = this.#register(++this.#routeNumber, kind, name, group, owner, durable)
+    const row: rows.RouteRow = { kind, name, group, owner, durable }
+    this.#changes.push(rows.put(rows.routeKey(route.number), row))
+    return route
+  }
+
+  #register(number: number, kind: DestinationKind, name: string, group: string, owner: string, durable: boolean): Route {
+    const route = new Route(number, kind, name, group, owner, durable, this.rules)
+    this.routes.set(number, route)
+    this.#byName.set(routeName(kind, name, group, owner), route)
+    if (kind === 'topic') {
+      this.#topics.push(route)
+      this.#topicCache.clear()
+    }
+    return route
+  }
+
+  findRoute(kind: DestinationKind, name: string, group: string, owner: string): Route | undefined {
+    return this.#byName.get(routeName(kind, name, group, owner))
+  }
+
+  /** The subscriptions that a topic goes to. */
+  subscriptions(topic: string): readonly Route[] {
+    let found = this.#topicCache.get(topic)
+    if (!found) {
+      found = this.#topics.filter((route) => matches(route.name, topic))
+      if (this.#topicCache.size > 10_000) this.#topicCache.clear()
+      this.#topicCache.set(topic, found)
+    }
+    return found
+  }
+
+  /** Forgets a subscription and expires what it has not had. */
+  dropRoute(route: Route, now: number): void {
+    this.#topics = this.#topics.filter((other) => other !== route)
+    this.#topicCache.clear()
+    this.#byName.delete(routeName(route.kind, route.name, route.group, route.owner))
+    for (const lane of route.lanes) {
+      for (const entry of [...lane.entries()]) if (entry.state !== 'out' && entry.state !== 'doubt') this.#expire(entry, now)
+    }
+    if (route.pending === 0) this.#changes.push(rows.remove(rows.routeKey(route.number)), rows.remove(rows.countersKey(route.number)))
+    if (route.pending === 0) this.routes.delete(route.number)
+  }
+
+  #lane(route: Route, isMemory: boolean): Lane {
+    const known = isMemory ? route.memory : route.current
+    if (known) return known
+    const { space, epoch } = this.incarnation
+    const lane = new Lane(route, space, this.#spaceBytes, epoch, isMemory ? route.number + MEMORY_LINE : route.number, false)
+    if (isMemory) route.memory = lane
+    else route.current = lane
+    route.lanes.push(lane)
+    this.#lanes.set(laneName(space, lane.number), lane)
+    return lane
+  }
+
+  // --- send
+
+  nextId(): { id: string; number: number } {
+    const number = ++this.#number
+    return { id: this.#idPrefix + number.toString(36), number }
+  }
+
+  /** Would a message of so many bytes pass the quota? Decided before anything leaves (rule P6). */
+  hasRoom(bytes: number): boolean {
+    return this.pendingBytes + bytes <= this.limits.quotaBytes * (1 - this.limits.reserveShare)
+  }
+
+  /** Puts a message into each of its routes. The caller has checked it and found room. */
+  append(targets: readonly Route[], draft: Draft, sent: Sent, wallNow: number, now: number): void {
+    const isMemory = draft.durability === 'memory'
+    const meta = encodeMeta(draft.meta)
+    const keyBytes = draft.key === '' ? 0 : Buffer.byteLength(draft.key)
+    const length = DATA_HEADER_BYTES + keyBytes + (meta?.length ?? 0) + draft.body.bytes.length
+    const start = this.#reserve(length)
+    const slab = this.#slab
+    const fields = { sequence: 0, number: sent.number, created: wallNow, key: draft.key, keyBytes, meta }
+    writeData(slab, start, fields, draft.body)
+    sent.unconfirmed = sent.unsettled = targets.length
+    for (const route of targets) this.#appendTo(route, draft, sent, isMemory, slab, start, start + length, wallNow, now)
+  }
+
+  #appendTo(route: Route, draft: Draft, sent: Sent, isMemory: boolean, slab: Buffer, start: number, end: number, wall: number, now: number): void {
+    const lane = this.#lane(route, isMemory)
+    const entry = new Entry(route, lane, lane.next++, sent.number, slab, start, end, wall, sent)
+    entry.lower = draft.lower
+    entry.rank = DURABILITY_RANK[draft.durability]
+    if (draft.ttlMs !== Number.POSITIVE_INFINITY) entry.expiresAt = now + draft.ttlMs
+    this.#count(entry)
+    if (isMemory) {
+      entry.write = 'none'
+      lane.durableTo = lane.next
+      this.#confirm(entry, 'sender', 'memory')
+    } else {
+      this.#wanted.push(entry)
+      if (route.isBehind(route.order === 'strict' || draft.key !== '')) {
+        entry.state = 'spilled'
+        return
+      }
+    }
+    this.#admit(entry, draft.key, draft.commitFirst && !isMemory, draft.delayMs, now)
+  }
+
+  /** An entry comes to memory: it gets its key's turn, and its timers. */
+  #admit(entry: Entry, key: string, commitFirst: boolean, delayMs: number, now: number): void {
+    const { route, lane } = entry
+    lane.add(entry)
+    lane.loadedTo = entry.sequence + 1
+    route.inMemory++
+    route.inMemoryBytes += entry.bytes
+    entry.key = route.keyOf(key)
+    if (entry.expiresAt !== Number.POSITIVE_INFINITY) this.#expiries.add(entry.expiresAt, entry)
+    if (commitFirst) {
+      entry.state = 'uncommitted'
+      route.hold(entry)
+    } else if (delayMs > 0) {
+      entry.state = 'waiting'
+      this.#due.add(now + delayMs, entry)
+    } else route.enqueue(entry)
+    this.#active.add(route)
+  }
+
+  #count(entry: Entry): void {
+    const { route, lane } = entry
+    if (lane.isMemory) route.memoryCounters.accepted++
+    else route.counters.accepted++
+    route.dirty = true
+    route.pendingBytes += entry.bytes
+    this.pendingBytes += entry.bytes + RECORD_OVERHEAD
+  }
+
+  #reserve(length: number): number {
+    if (this.#slabAt + length > this.#slab.length) {
+      this.#slab = Buffer.allocUnsafeSlow(Math.max(SLAB_BYTES, length))
+      this.#slabAt = 0
+    }
+    const start = this.#slabAt
+    this.#slabAt += length
+    return start
+  }
+
+  #confirm(entry: Entry, at: 'sender' | 'consumer', reached: Durability): void {
+    const sent = entry.sent
+    if (entry.confirmed || sent === null) return
+    entry.confirmed = true
+    sent.at = at
+    if (DURABILITY_RANK[reached] < DURABILITY_RANK[sent.reached]) sent.reached = reached
+    if (--sent.unconfirmed === 0) this.confirmed.push(sent)
+  }
+
+  // --- the log
+
+  /** Adds to the batch what has to be written. What was settled before its write began is never written. */
+  collect(batch: Change[]): void {
+    for (const entry of this.#wanted) {
+      if (entry.state === 'settled' || entry.state === 'expiring') {
+        entry.write = 'none'
+        this.elided++
+        continue
+      }
+      const value = entry.slab.subarray(entry.start, entry.end)
+      batch.push({ key: rows.recordKey(entry.route.number, entry.lane.epoch, entry.sequence), value })
+      entry.write = 'writing'
+      this.#writing.push(entry)
+      this.written++
+    }
+    this.#wanted = []
+    for (const [lane, peer] of this.#touching) {
+      lane.touched.set(peer, 'writing')
+      batch.push(rows.putEmpty(rows.touchedKey(lane.epoch, lane.route.number, peer)))
+    }
+    this.#touchWritten = this.#touching
+    this.#touching = []
+    for (const entry of this.#expiring) this.#collectExpiry(entry, batch)
+    this.#expiryWritten = this.#expiring
+    this.#expiring = []
+    for (const change of this.#changes) batch.push(change)
+    for (const change of this.#lazy) batch.push(change)
+    this.#changes = []
+    this.#lazy = []
+    if (batch.length > 0) for (const route of this.routes.values()) if (route.dirty) this.#collectCounters(route, batch)
+  }
+
+  #collectExpiry(entry: Entry, batch: Change[]): void {
+    if (entry.write === 'writing' || entry.write === 'durable')
+      batch.push(rows.remove(rows.recordKey(entry.route.number, entry.lane.epoch, entry.sequence)))
+    batch.push(rows.put(rows.outcomeKey(entry.lane.epoch, entry.number), 'expired'))
+    entry.write = 'none'
+    entry.route.counters.expired++
+  }
+
+  #collectCounters(route: Route, batch: Change[]): void {
+    const { accepted, done, dead, expired } = route.counters
+    batch.push(rows.put(rows.countersKey(route.number), [accepted, done, dead, expired, route.pendingBytes]))
+    route.dirty = false
+  }
+
+  /** Is there anything to write that someone waits for? Removals and counters ride along. */
+  get wantsCommit(): boolean {
+    return this.#wanted.length > 0 || this.#touching.length > 0 || this.#expiring.length > 0 || this.#changes.length > 0
+  }
+
+  get hasLazy(): boolean {
+    return this.#lazy.length > 0
+  }
+
+  /** The batch that `collect` filled is durable. */
+  committed(now: number): void {
+    for (const [lane, peer] of this.#touchWritten) lane.touched.set(peer, 'durable')
+    for (const [lane] of this.#touchWritten) this.#active.add(lane.route)
+    this.#touchWritten = []
+    for (const entry of this.#writing) {
+      if (entry.write === 'writing') entry.write = 'durable'
+      entry.lane.durableTo = Math.max(entry.lane.durableTo, entry.sequence + 1)
+      this.#confirm(entry, 'sender', this.storeClass)
+      if (entry.state === 'uncommitted') this.#leave(entry, now)
+      this.#active.add(entry.route)
+    }
+    this.#writing = []
+    for (const entry of this.#expiryWritten) this.#finish(entry, 'expired', null)
+    this.#expiryWritten = []
+  }
+
+  /** Committed first, now it may go. */
+  #leave(entry: Entry, now: number): void {
+    const due = data.meta(entry.slab, entry.start)?.d
+    const delay = due === undefined ? 0 : due - entry.created
+    if (delay > 0) {
+      entry.state = 'waiting'
+      entry.route.unhold(entry)
+      this.#due.add(now + delay, entry)
+      if (entry.key) entry.route.advanceKey(entry.key)
+    } else entry.route.release(entry)
+  }
+
+  /** The lane whose records should be read next, and from where. */
+  wantsLoad(): { lane: Lane; from: number; to: number } | null {
+    for (const route of this.#active) {
+      const lane = route.wantsLoad()
+      if (lane) return { lane, from: lane.loadedTo, to: lane.durableTo }
+    }
+    return null
+  }
+
+  /** Records that were read, in order; `to` is how far the reading went. */
+  loaded(lane: Lane, records: ReadonlyArray<{ sequence: number; frame: Buffer }>, to: number, wallNow: number, now: number): void {
+    for (const { sequence, frame } of records) {
+      if (lane.finishedOnDisk.has(sequence)) {
+        this.#forgetRecord(lane, sequence, frame.length, 'done', data.number(frame, 0))
+        continue
+      }
+      const entry = new Entry(lane.route, lane, sequence, data.number(frame, 0), frame, 0, frame.length, data.created(frame, 0), this.#watched.get(watchName(lane.space, data.number(frame, 0))) ?? null)
+      const meta = data.meta(frame, 0)
+      entry.write = 'durable'
+      entry.confirmed = true
+      entry.rank = DURABILITY_RANK[this.storeClass]
+      entry.redelivered = lane.isOld && lane.touched.size > 0
+      if (meta?.t !== undefined) entry.expiresAt = now + meta.t - (wallNow - entry.created)
+      const nacked = lane.nacked.get(sequence)
+      if (nacked) {
+        entry.attempts = nacked.attempts
+        entry.history = nacked.history
+      }
+      this.#admit(entry, data.key(frame, 0), false, Math.max((meta?.d ?? 0) - wallNow, (nacked?.due ?? 0) - now), now)
+      lane.nacked.delete(sequence)
+    }
+    lane.loadedTo = Math.max(lane.loadedTo, to)
+    this.#retire(lane)
+  }
+
+  /** A record that never came to memory is finished. */
+  #forgetRecord(lane: Lane, sequence: number, bytes: number, outcome: Outcome, number: number): void {
+    const { route } = lane
+    route.counters[outcome]++
+    route.pendingBytes -= bytes
+    this.pendingBytes -= bytes + RECORD_OVERHEAD
+    route.dirty = true
+    this.#lazy.push(rows.remove(rows.recordKey(route.number, lane.epoch, sequence)))
+    if (outcome !== 'done') this.#lazy.push(rows.put(rows.outcomeKey(lane.epoch, number), outcome))
+  }
+
+  // --- consumers and links
+
+  addConsumer(consumer: RemoteConsumer): Route {
+    const { kind, name, group, owner, durable } = consumer
+    const route = this.route(kind, name, group, owner, durable)
+    route.addConsumer(consumer)
+    this.#active.add(route)
+    return route
+  }
+
+  removeConsumer(consumer: RemoteConsumer, now: number): void {
+    const route = this.findRoute(consumer.kind, consumer.name, consumer.group, consumer.owner)
+    if (!route) return
+    route.removeConsumer(consumer)
+    if (route.consumers.length === 0) route.idleSince = now
+    this.#active.add(route)
+  }
+
+  credit(consumer: RemoteConsumer, messages: number, bytes: number): void {
+    consumer.grant(messages, bytes)
+    const route = this.findRoute(consumer.kind, consumer.name, consumer.group, consumer.owner)
+    if (!route) return
+    route.unstall(consumer)
+    this.#active.add(route)
+  }
+
+  /** Something may move on this link again: it drained. */
+  wake(carrier: Carrier): void {
+    for (const route of this.routes.values()) if (route.consumers.some((consumer) => consumer.carrier === carrier)) this.#active.add(route)
+  }
+
+  /** The connection is gone: what was out there is in doubt until its consumer says, or `failoverMs` is over. */
+  linkDown(carrier: Carrier, now: number): void {
+    const peer = carrier.peer
+    const doubt = this.#doubt.get(peer) ?? new Set<Entry>()
+    this.#doubt.set(peer, doubt)
+    for (const lane of this.#lanes.values()) {
+      for (const entry of lane.entries()) {
+        if (entry.state !== 'out' || entry.target?.carrier !== carrier) continue
+        lane.route.hold(entry)
+        lane.route.takeBack(entry)
+        entry.state = 'doubt'
+        entry.doubtAt = peer
+        doubt.add(entry)
+      }
+      for (const [sequence, at] of lane.running) if (at === peer) lane.running.delete(sequence) && lane.unresolved.add(peer)
+    }
+    this.#down.set(peer, now)
+    this.#failovers.add(now + this.limits.failoverMs, { peer, down: now })
+  }
+
+  /** What to ask a consumer after a reconnect: every lane of which it may hold something. */
+  resumeQuestion(peer: PeerId): { open: SpaceId[]; lanes: unknown[] } {
+    this.#down.delete(peer)
+    const open = new Set<SpaceId>([this.incarnation.space])
+    const lanes: unknown[] = []
+    for (const lane of this.#lanes.values()) {
+      if (!lane.isFinished) open.add(lane.space)
+      if (lane.isMemory ? !this.#hasDoubt(lane, peer) : !lane.touched.has(peer)) continue
+      const { through, exceptions } = lane.finished
+      lanes.push([lane.spaceBytes, lane.number, lane.base, lane.next - 1, this.rules.tellFinished ? through : 0, exceptions])
+    }
+    return { open: [...open], lanes }
+  }
+
+  #hasDoubt(lane: Lane, peer: PeerId): boolean {
+    for (const entry of this.#doubt.get(peer) ?? []) if (entry.lane === lane) return true
+    return false
+  }
+
+  /** The answer to RESUME: what is done or dead is settled, what runs stays in doubt, the rest is free. */
+  resumed(peer: PeerId, answers: ReadonlyArray<ResumeAnswer>, now: number): void {
+    const running = new Set<Entry>()
+    for (const answer of answers) {
+      const lane = this.#lanes.get(laneName(answer.space, answer.route))
+      if (!lane) continue
+      lane.unresolved.delete(peer)
+      for (const [sequence, at] of lane.running) if (at === peer) lane.running.delete(sequence)
+      this.#settleRanges(lane, answer.done, 'done', peer)
+      this.#settleRanges(lane, answer.dead, 'dead', peer)
+      if (!this.rules.resumeListsRunning) continue
+      for (const sequence of answer.running) {
+        const entry = lane.get(sequence)
+        if (entry) running.add(entry)
+        else if (lane.isOld) lane.running.set(sequence, peer)
+      }
+    }
+    for (const lane of [...this.#lanes.values()]) {
+      if (!lane.isOld) continue
+      lane.unresolved.delete(peer)
+      this.#active.add(lane.route)
+      this.#retire(lane)
+    }
+    const doubt = this.#doubt.get(peer)
+    for (const entry of [...(doubt ?? [])].reverse()) {
+      if (entry.state !== 'doubt') doubt!.delete(entry)
+      else if (!running.has(entry)) this.#free(entry, now)
+    }
+    if (doubt?.size === 0) this.#doubt.delete(peer)
+  }
+
+  /** A message in doubt may go to anyone again. */
+  #free(entry: Entry, now: number): void {
+    if (entry.doubtAt !== null) this.#doubt.get(entry.doubtAt)?.delete(entry)
+    entry.doubtAt = null
+    entry.redelivered = true
+    if (entry.expiresAt <= now) this.#expire(entry, now)
+    else entry.route.release(entry)
+    this.#active.add(entry.route)
+  }
+
+  /** Failover: the consumer stayed away for `failoverMs`, or an operator gave it up. Gives the number of messages freed. */
+  giveUp(peer: PeerId, now: number): number {
+    let freed = 0
+    for (const lane of [...this.#lanes.values()]) {
+      if (lane.unresolved.delete(peer)) lane.redelivered = true
+      for (const [sequence, at] of lane.running) if (at === peer && lane.running.delete(sequence)) freed++
+      if (!lane.isOld) continue
+      this.#active.add(lane.route)
+      this.#retire(lane)
+    }
+    for (const entry of [...(this.#doubt.get(peer) ?? [])].reverse()) {
+      entry.others ??= new Set()
+      entry.others.add(peer)
+      this.#free(entry, now)
+      freed++
+    }
+    return freed
+  }
+
+  ack(peer: PeerId, space: string, number: number, ends: readonly number[], outcome: Outcome): Array<{ lane: Lane; sequence: number; peer: PeerId }> {
+    const lane = this.#lanes.get(laneName(space, number))
+    if (!lane) return []
+    if (!lane.isOld && ends[ends.length - 1]! >= lane.next) throw violation(`it acknowledged a message that was never sent (${ends[ends.length - 1]})`)
+    return this.#settleRanges(lane, this.rules.exactAcks ? ends : [1, ends[ends.length - 1]!], outcome, peer)
+  }
+
+  /** Settles ranges of a lane; gives those whose other holder has to withdraw its dead letter (rule P13). */
+  #settleRanges(lane: Lane, ends: readonly number[], outcome: Outcome, peer: PeerId): Array<{ lane: Lane; sequence: number; peer: PeerId }> {
+    const withdraw: Array<{ lane: Lane; sequence: number; peer: PeerId }> = []
+    for (let i = 0; i < ends.length; i += 2) {
+      const from = ends[i]!
+      const to = Math.min(ends[i + 1]!, lane.next - 1)
+      if (to >= lane.loadedTo) lane.finishedOnDisk.addRange(Math.max(from, lane.loadedTo), to)
+      for (const sequence of lane.stragglers.keys()) if (sequence >= from && sequence <= to) this.#settleOne(lane, sequence, outcome, peer)
+      for (let sequence = Math.max(from, lane.base); sequence <= Math.min(to, lane.loadedTo - 1); sequence++) this.#settleOne(lane, sequence, outcome, peer)
+      for (const sequence of lane.contested.keys()) if (sequence >= from && sequence <= to) this.#contest(lane, sequence, outcome, peer, withdraw)
+      for (const sequence of lane.running.keys()) if (sequence >= from && sequence <= ends[i + 1]!) lane.running.delete(sequence)
+    }
+    this.#active.add(lane.route)
+    this.#retire(lane)
+    return withdraw
+  }
+
+  #settleOne(lane: Lane, sequence: number, outcome: Outcome, peer: PeerId): void {
+    const entry = lane.get(sequence)
+    if (entry && entry.state !== 'uncommitted' && entry.state !== 'expiring') this.#finish(entry, outcome, peer)
+  }
+
+  /** A second outcome of one message: done beats dead. */
+  #contest(lane: Lane, sequence: number, outcome: Outcome, peer: PeerId, withdraw: Array<{ lane: Lane; sequence: number; peer: PeerId }>): void {
+    const first = lane.contested.get(sequence)!
+    if (first.outcome === outcome || first.by === peer) return
+    const dead = outcome === 'dead' ? peer : first.by
+    if (dead !== null) withdraw.push({ lane, sequence, peer: dead })
+    if (outcome === 'done') lane.contested.set(sequence, { outcome, by: peer })
+  }
+
+  nack(peer: PeerId, space: string, number: number, sequence: number, fields: NackFields, now: number): void {
+    const lane = this.#lanes.get(laneName(space, number))
+    if (!lane || sequence >= lane.next) return
+    const entry = lane.get(sequence)
+    if (!entry) {
+      if (lane.running.get(sequence) !== peer) return
+      lane.running.delete(sequence)
+      lane.nacked.set(sequence, { attempts: fields.attempts, due: now + fields.delayMs, history: fields.history })
+      this.#active.add(lane.route)
+      return
+    }
+    const holds = (entry.state === 'out' && entry.target?.peer === peer) || (entry.state === 'doubt' && entry.doubtAt === peer)
+    if (holds) this.#takeBack(entry, fields, now)
+  }
+
+  #takeBack(entry: Entry, fields: NackFields, now: number): void {
+    const { route } = entry
+    if (entry.doubtAt !== null) this.#doubt.get(entry.doubtAt)?.delete(entry)
+    entry.doubtAt = null
+    route.takeBack(entry)
+    this.#active.add(route)
+    if (fields.kind === 'stale') {
+      this.#finish(entry, 'dead', null)
+      return
+    }
+    if (fields.kind === 'retry') {
+      entry.attempts = Math.max(entry.attempts, fields.attempts)
+      entry.history = fields.history
+    }
+    if (entry.expiresAt <= now) this.#expire(entry, now)
+    else if (fields.delayMs > 0) {
+      entry.state = 'waiting'
+      route.hold(entry)
+      this.#due.add(now + fields.delayMs, entry)
+    } else route.release(entry)
+  }
+
+  // --- settling
+
+  #finish(entry: Entry, outcome: Outcome, by: PeerId | null): void {
+    const { route, lane } = entry
+    if (entry.state === 'settled') return
+    route.takeBack(entry)
+    if (entry.doubtAt !== null) this.#doubt.get(entry.doubtAt)?.delete(entry)
+    entry.state = 'settled'
+    route.unhold(entry)
+    lane.finish(entry.sequence)
+    if (entry.others) lane.contested.set(entry.sequence, { outcome, by })
+    if (lane.isMemory) route.memoryCounters[outcome]++
+    else if (outcome !== 'expired') route.counters[outcome]++
+    if (entry.write === 'writing' || entry.write === 'durable')
+      this.#lazy.push(rows.remove(rows.recordKey(route.number, lane.epoch, entry.sequence)))
+    if (outcome === 'dead' && !lane.isMemory) this.#lazy.push(rows.put(rows.outcomeKey(lane.epoch, entry.number), outcome))
+    route.dirty = true
+    route.inMemory--
+    route.inMemoryBytes -= entry.bytes
+    route.pendingBytes -= entry.bytes
+    this.pendingBytes -= entry.bytes + RECORD_OVERHEAD
+    if (entry.key) route.advanceKey(entry.key)
+    this.#active.add(route)
+    if (entry.sent) this.#tell(entry, entry.sent, outcome)
+    this.#retire(lane)
+  }
+
+  #tell(entry: Entry, sent: Sent, outcome: Outcome): void {
+    this.#confirm(entry, 'consumer', sent.durability)
+    if (sent.outcome === null || outcome !== 'done') sent.outcome = outcome
+    if (--sent.unsettled > 0) return
+    this.settled.push(sent)
+    if (this.#watched.size > 0) this.#watched.delete(watchName(entry.lane.space, sent.number))
+  }
+
+  /** A finished lane of an older space leaves: its consumers learn from the next RESUME that the space is closed. */
+  #retire(lane: Lane): void {
+    if (!lane.isOld || !lane.isFinished || lane.isFenced) return
+    const { route } = lane
+    const at = route.lanes.indexOf(lane)
+    if (at < 0) return
+    route.lanes.splice(at, 1)
+    this.#lanes.delete(laneName(lane.space, lane.number))
+    for (const peer of lane.touched.keys()) this.#lazy.push(rows.remove(rows.touchedKey(lane.epoch, route.number, peer)))
+  }
+
+  #expire(entry: Entry, now: number): void {
+    if (entry.lane.isMemory) {
+      this.#finish(entry, 'expired', null)
+      return
+    }
+    invariant(entry.state !== 'settled', 'a settled message expires')
+    if (!this.rules.expireOnlyUnhanded) entry.route.takeBack(entry)
+    entry.route.hold(entry)
+    entry.state = 'expiring'
+    entry.expiresAt = now
+    this.#expiring.push(entry)
+  }
+
+  // --- time
+
+  get nextDue(): number {
+    return Math.min(this.#due.nextDue, this.#expiries.nextDue, this.#failovers.nextDue)
+  }
+
+  /** What is due: delays, retries, expiries, failovers. Gives the peers that were failed over. */
+  tick(now: number): PeerId[] {
+    for (let entry = this.#due.takeDue(now); entry; entry = this.#due.takeDue(now)) {
+      if (entry.state !== 'waiting') continue
+      if (entry.held) entry.route.release(entry)
+      else entry.route.enqueue(entry)
+      this.#active.add(entry.route)
+    }
+    for (let entry = this.#expiries.takeDue(now); entry; entry = this.#expiries.takeDue(now)) {
+      const unhanded = entry.state === 'ready' || entry.state === 'waiting'
+      if (unhanded || (!this.rules.expireOnlyUnhanded && (entry.state === 'out' || entry.state === 'doubt'))) this.#expire(entry, now)
+    }
+    const failed: PeerId[] = []
+    for (let next = this.#failovers.takeDue(now); next; next = this.#failovers.takeDue(now)) {
+      if (this.limits.inDoubt === 'failover' && this.#down.get(next.peer) === next.down) {
+        this.giveUp(next.peer, now)
+        failed.push(next.peer)
+      }
+    }
+    return failed
+  }
+
+  /** Hands out what may go. */
+  pump(wallNow: number): void {
+    for (const route of this.#active) route.pump(wallNow, this.#wantTouch)
+    for (const route of this.#active) if (route.wantsLoad() === null) this.#active.delete(route)
+  }
+
+  get hasActive(): boolean {
+    return this.#active.size > 0
+  }
+
+  #wantTouch = (lane: Lane, peer: PeerId): void => {
+    lane.touched.set(peer, 'wanted')
+    this.#touching.push([lane, peer])
+  }
+
+  /** Lanes of which a consumer should hear what is finished, and clears the mark. */
+  *untold(carrier: Carrier, least: number): Iterable<[number: number, through: number, exceptions: number[]]> {
+    if (!this.rules.tellFinished) return
+    for (const [lane, number] of carrier.lanes) {
+      if (lane.untold < least) continue
+      const { through, exceptions } = lane.finished
+      lane.untold = 0
+      yield [number, through, exceptions]
+    }
+  }
+
+  /** Someone awaits the end of a message: it is told even if the message leaves memory meanwhile. */
+  watch(sent: Sent, space: SpaceId = this.incarnation.space): void {
+    if (sent.unsettled > 0) this.#watched.set(watchName(space, sent.number), sent)
+  }
+
+  /** What is awaited, to be carried over to the next incarnation of this process. */
+  get watched(): ReadonlyMap<string, Sent> {
+    return this.#watched
+  }
+
+  // --- after a restart, and for people
+
+  /** What the log holds of routes; lanes come with `restoreLane`. */
+  restoreRoute(number: number, row: rows.RouteRow, counters: readonly number[] | undefined, now: number): void {
+    const route = this.#register(number, row.kind, row.name, row.group, row.owner, row.durable)
+    this.#routeNumber = Math.max(this.#routeNumber, number)
+    route.idleSince = now
+    const [accepted, done, dead, expired, bytes] = counters ?? [0, 0, 0, 0, 0]
+    Object.assign(route.counters, { accepted, done, dead, expired })
+    route.pendingBytes = bytes!
+    this.pendingBytes += bytes! + (accepted! - done! - dead! - expired!) * RECORD_OVERHEAD
+  }
+
+  /** A lane of an older space, with its first and last record; `touched` may hold some of it (rule P1). */
+  restoreLane(number: number, incarnation: Incarnation, first: number, last: number, touched: readonly PeerId[], now: number): void {
+    const route = this.routes.get(number)
+    invariant(route !== undefined, `the log has records of route ${number} and not the route`)
+    const spaceBytes = Buffer.from(incarnation.space, 'hex')
+    const lane = new Lane(route, incarnation.space, spaceBytes, incarnation.epoch, number, true)
+    lane.base = lane.loadedTo = first
+    lane.next = lane.durableTo = last + 1
+    for (const peer of touched) {
+      lane.touched.set(peer, 'durable')
+      if (!this.rules.fenceOldSpaces) continue
+      lane.unresolved.add(peer)
+      if (this.#down.has(peer)) continue
+      this.#down.set(peer, now)
+      this.#failovers.add(now + this.limits.failoverMs, { peer, down: now })
+    }
+    route.lanes.push(lane)
+    this.#lanes.set(laneName(lane.space, lane.number), lane)
+    this.#active.add(route)
+  }
+
+  /** Consumers that may run messages of which no record is left: their keys still wait for them (rule P1). */
+  restoreTouched(lines: ReadonlyArray<[epoch: number, route: number]>, spaces: ReadonlyMap<number, SpaceId>, touched: ReadonlyMap<string, PeerId[]>, now: number): void {
+    for (const [epoch, route] of lines) {
+      const space = spaces.get(epoch)
+      if (space && this.routes.has(route)) this.restoreLane(route, { epoch, space }, 1, 0, touched.get(`${epoch}/${route}`) ?? [], now)
+    }
+  }
+
+  /** Lanes of a space, and whether a message number of it is among what is in memory and unsettled. */
+  whereIs(space: string, number: number): { isOurs: boolean; isPending: boolean; onDisk: Lane[] } {
+    const lanes = [...this.#lanes.values()].filter((lane) => lane.space === space)
+    const isOurs = lanes.length > 0 || (space === this.incarnation.space && number <= this.#number)
+    const isPending = lanes.some((lane) => [...lane.entries()].some((entry) => entry.number === number))
+    return { isOurs, isPending: isPending || this.#wanted.some((entry) => entry.number === number), onDisk: lanes.filter((lane) => lane.loadedTo < lane.next) }
+  }
+
+  /** Space and number that an id tells (rule P18), or null where it is a caller's own. */
+  static parseId(id: string): { space: string; number: number } | null {
+    const match = /^([A-Za-z0-9_-]{22})\.([0-9a-z]{1,10})$/.exec(id)
+    if (!match) return null
+    return { space: Buffer.from(match[1]!, 'base64url').toString('hex'), number: Number.parseInt(match[2]!, 36) }
+  }
+}
+
+export interface ResumeAnswer {
+  readonly space: string
+  readonly route: number
+  readonly done: readonly number[]
+  readonly dead: readonly number[]
+  readonly running: readonly number[]
+}
+
+const SLAB_BYTES = 256 * 1024
+const watchName = (space: string, number: number): string => `${space}/${number}`
+const laneName = (space: string, number: number): string => `${space}/${number}`
+const routeName = (kind: string, name: string, group: string, owner: string): string => `${kind}/${name}/${group}/${owner}`

@@ -1,0 +1,269 @@
+// send → outbox → link → transport → inbox → handler → SETTLE
+/**
+ * The end of a delivery, as a pure machine: done, retry at a time, dead letter or expired becomes rows of the next batch,
+ * together with all that the handler wrote; the acknowledgement leaves once that batch is durable.
+ */
+import type { Held, InLane } from './hold.js'
+import type { Change } from './log/log.js'
+import * as rows from './log/rows.js'
+import type { Attempt, PeerId } from './message.js'
+import { backoffMs } from './options.js'
+import type { Rules } from './rules.js'
+import { FRAME, type PacketWriter } from './transport/frame.js'
+
+/** Outcomes as an ACK frame says them. */
+export const ACK_OUTCOMES = ['done', 'dead', 'expired'] as const
+
+interface Nack {
+  readonly held: Held
+  readonly kind: 'retry' | 'returned'
+  readonly attempts: number
+  readonly delayMs: number
+  readonly history: readonly Attempt[]
+}
+
+export class Settle {
+  /** Dead letters written, for events. */
+  letters: rows.DeadLetterRow[] = []
+  deadLetters = 0
+  #changes: Change[] = []
+  #later: Change[] = []
+  #pending: Held[] = []
+  #committing: Held[] = []
+  #nacks: Nack[] = []
+  #nacksCommitting: Nack[] = []
+  #nacksReady = new Map<PeerId, Nack[]>()
+  #marks: Held[] = []
+  #alone: Held[] = []
+  #aloneCommitting: Held[] = []
+  #ackLanes = new Map<PeerId, Set<InLane>>()
+
+  constructor(
+    readonly self: PeerId,
+    readonly rules: Rules,
+    /** Marks a lane's row as to be written. */
+    readonly touch: (lane: InLane) => void,
+  ) {}
+
+  /** Started: the mark rides in the next batch, unless the end comes first. */
+  started(held: Held): void {
+    if (!held.lane.isMemory && !held.marked) this.#marks.push(held)
+  }
+
+  /** A message that was running at a crash: its mark is durable before it starts. */
+  markAlone(held: Held): void {
+    this.#alone.push(held)
+  }
+
+  /** Done. `changes` are what its transaction wrote. */
+  done(held: Held, changes: readonly Change[]): void {
+    for (const change of changes) (this.rules.effectsWithDone ? this.#changes : this.#later).push(change)
+    this.#end(held, 'done', changes.length > 0)
+  }
+
+  expired(held: Held): void {
+    this.#end(held, 'expired', false)
+  }
+
+  #end(held: Held, outcome: 'done' | 'dead' | 'expired', hasChanges: boolean): void {
+    const { lane, sequence } = held
+    if (outcome === 'dead') lane.dead.add(sequence)
+    else lane.done.add(sequence)
+    held.state = 'settling'
+    held.outcome = outcome
+    this.touch(lane)
+    if (held.marked || lane.attempts.has(sequence)) {
+      lane.attempts.delete(sequence)
+      this.#changes.push(rows.remove(rows.attemptKey(lane.space, lane.route, sequence)))
+    }
+    const waits = (!lane.isMemory || hasChanges) && this.rules.ackAfterCommit
+    if (waits) this.#pending.push(held)
+    else this.#acknowledge(held)
+  }
+
+  /** Failed: a retry after the backoff, or a dead letter once the deliveries are used up. Gives which. */
+  failed(held: Held, reason: string, delayMs: number | undefined, now: number, wallNow: number, random: number): 'retry' | 'dead' {
+    const { policy } = held.consumer
+    const attempts = held.attempts + 1
+    const history = [...held.history, this.#attempt(held, attempts, reason, now, wallNow)]
+    if (attempts >= policy.maxAttempts) {
+      this.#bury(held, reason, history, wallNow)
+      return 'dead'
+    }
+    const delay = delayMs ?? backoffMs(policy.backoff, attempts, random)
+    this.#retry(held, attempts, history, delay, wallNow)
+    return 'retry'
+  }
+
+  #attempt(held: Held, attempt: number, reason: string, now: number, wallNow: number): Attempt {
+    const durationMs = held.startedAt === 0 ? 0 : Math.round(now - held.startedAt)
+    return { attempt, at: wallNow - durationMs, peer: this.self, durationMs, reason: reason.slice(0, 1000) }
+  }
+
+  #retry(held: Held, attempts: number, history: Attempt[], delayMs: number, wallNow: number): void {
+    const { lane, sequence } = held
+    held.state = 'settling'
+    const nack: Nack = { held, kind: 'retry', attempts, delayMs, history }
+    const row: rows.AttemptRow = { attempts, history, retryAt: wallNow + delayMs, started: false }
+    lane.attempts.set(sequence, row)
+    if (lane.isMemory || !this.rules.durableAttempts) {
+      if (!this.rules.durableAttempts) lane.attempts.delete(sequence)
+      this.#sendBack(nack)
+      return
+    }
+    this.touch(lane)
+    this.#changes.push(rows.put(rows.attemptKey(lane.space, lane.route, sequence), row))
+    this.#nacks.push(nack)
+  }
+
+  /** Dead letter now. */
+  reject(held: Held, reason: string, now: number, wallNow: number): void {
+    const history = [...held.history, this.#attempt(held, held.attempts + 1, reason, now, wallNow)]
+    this.#bury(held, reason, history, wallNow)
+  }
+
+  /** Its deliveries were used up before it came here: by crashes, or at another consumer. */
+  exhausted(held: Held, wallNow: number): void {
+    const reason = held.history[held.history.length - 1]?.reason ?? 'CRASHED'
+    this.#bury(held, reason, [...held.history], wallNow)
+  }
+
+  #bury(held: Held, reason: string, attempts: Attempt[], wallNow: number): void {
+    const { lane, consumer, sequence } = held
+    const topic = consumer.kind === 'topic' ? (held.meta?.n ?? consumer.name) : consumer.name
+    const row: rows.DeadLetterRow = {
+      id: held.id,
+      kind: consumer.kind,
+      name: topic,
+      pattern: consumer.kind === 'topic' ? consumer.name : undefined,
+      group: consumer.group,
+      owner: consumer.owner,
+      from: lane.peer,
+      reason: reason.slice(0, 1000),
+      deadAt: wallNow,
+      attempts,
+      space: lane.space,
+      route: lane.route,
+      sequence,
+      frame: Buffer.from(held.frame.subarray(held.start, held.end)),
+    }
+    this.#changes.push(rows.put(rows.deadLetterKey(row.id, lane.space, lane.route, sequence), row))
+    this.letters.push(row)
+    this.deadLetters++
+    this.#end(held, 'dead', true)
+  }
+
+  /** Goes back, uncharged: nobody takes it now. */
+  returned(held: Held): void {
+    this.#sendBack({ held, kind: 'returned', attempts: held.attempts, delayMs: 0, history: [] })
+  }
+
+  /** Its retry is not due yet here: the sender is told how long it is, and nothing is charged. */
+  early(held: Held, wallNow: number): void {
+    const row = held.lane.attempts.get(held.sequence)
+    const delayMs = Math.max(1, Math.ceil((row?.retryAt ?? 0) - wallNow))
+    this.#sendBack({ held, kind: 'retry', attempts: held.attempts, delayMs, history: held.history })
+  }
+
+  #sendBack(nack: Nack): void {
+    const { held } = nack
+    held.lane.active.delete(held.sequence)
+    held.state = 'gone'
+    const ready = this.#nacksReady.get(held.lane.peer) ?? []
+    ready.push(nack)
+    this.#nacksReady.set(held.lane.peer, ready)
+  }
+
+  #acknowledge(held: Held): void {
+    const { lane, sequence } = held
+    lane.active.delete(sequence)
+    held.state = 'gone'
+    this.again(lane, sequence, held.outcome)
+  }
+
+  /** Acknowledges what was settled before. */
+  again(lane: InLane, sequence: number, outcome?: 'done' | 'dead' | 'expired'): void {
+    const which = ACK_OUTCOMES.indexOf(outcome ?? (lane.dead.has(sequence) ? 'dead' : 'done'))
+    lane.acks[which]!.add(sequence)
+    if (lane.hasAcks) return
+    lane.hasAcks = true
+    const lanes = this.#ackLanes.get(lane.peer) ?? new Set()
+    this.#ackLanes.set(lane.peer, lanes.add(lane))
+  }
+
+  get wantsCommit(): boolean {
+    return this.#pending.length > 0 || this.#changes.length > 0 || this.#alone.length > 0 || this.#nacks.length > 0 || this.#later.length > 0
+  }
+
+  collect(batch: Change[]): void {
+    for (const held of this.#marks) {
+      if (held.state !== 'running') continue
+      this.#mark(held, 'shared', batch)
+    }
+    this.#marks = []
+    for (const held of this.#alone) this.#mark(held, 'alone', batch)
+    this.#aloneCommitting = this.#alone
+    this.#alone = []
+    for (const change of this.#changes) batch.push(change)
+    this.#changes = this.#later
+    this.#later = []
+    this.#committing = this.#pending
+    this.#pending = []
+    this.#nacksCommitting = this.#nacks
+    this.#nacks = []
+  }
+
+  #mark(held: Held, started: 'shared' | 'alone', batch: Change[]): void {
+    const { lane, sequence } = held
+    const row: rows.AttemptRow = { attempts: held.attempts, history: held.history, retryAt: 0, started }
+    lane.attempts.set(sequence, row)
+    this.touch(lane)
+    held.marked = true
+    batch.push(rows.put(rows.attemptKey(lane.space, lane.route, sequence), row))
+  }
+
+  /** The batch is durable: acknowledgements may leave. Gives the messages that may now run alone. */
+  committed(): Held[] {
+    for (const held of this.#committing) this.#acknowledge(held)
+    this.#committing = []
+    for (const nack of this.#nacksCommitting) this.#sendBack(nack)
+    this.#nacksCommitting = []
+    const alone = this.#aloneCommitting
+    this.#aloneCommitting = []
+    return alone
+  }
+
+  /** Has a peer anything to hear? */
+  owes(peer: PeerId): boolean {
+    return this.#ackLanes.has(peer) || this.#nacksReady.has(peer)
+  }
+
+  /** Writes what a peer should hear. */
+  flush(peer: PeerId, writer: PacketWriter): void {
+    for (const nack of this.#nacksReady.get(peer) ?? []) {
+      const { held, kind, attempts, delayMs, history } = nack
+      const told = history.map((h) => [h.attempt, h.at, h.peer, h.durationMs, h.reason])
+      writer.control(FRAME.nack, [held.lane.spaceBytes, held.lane.route, held.sequence, kind, attempts, delayMs, told])
+    }
+    this.#nacksReady.delete(peer)
+    for (const lane of this.#ackLanes.get(peer) ?? []) {
+      lane.hasAcks = false
+      for (const [outcome, set] of lane.acks.entries()) {
+        if (set.intervals === 0) continue
+        writer.ack(lane.spaceBytes, lane.route, outcome, set.ends)
+        set.clear()
+      }
+    }
+    this.#ackLanes.delete(peer)
+  }
+
+  /** The connection is gone: what it should have heard comes in the next RESUME answer. */
+  linkDown(peer: PeerId): void {
+    this.#nacksReady.delete(peer)
+    for (const lane of this.#ackLanes.get(peer) ?? []) {
+      lane.hasAcks = false
+      for (const set of lane.acks) set.clear()
+    }
+    this.#ackLanes.delete(peer)
+  }
+}

@@ -1,0 +1,588 @@
+/**
+ * The only shell with I/O: one turn of the event loop gathers what the machines want, lets frames leave that may leave,
+ * commits one batch, and then does what waited for it, in this order:
+ *
+ *   frames  →  commit  →  acknowledgements and confirmations
+ */
+import type { Cancel, Clock } from './clock.js'
+import { PeerpostError, reasonOf } from './errors.js'
+import { Exchange } from './exchange.js'
+import { Handlers, type Taker } from './handler.js'
+import type { Held, LocalConsumer } from './hold.js'
+import type { Sent } from './lane.js'
+import { type Hello, LinkConnection, type Proofs, type Remembered } from './link.js'
+import { Links, type Network } from './links.js'
+import type { Change, CommitResult, Durability, Log } from './log/log.js'
+import * as rows from './log/rows.js'
+import type { DestinationKind, PeerEvents, PeerId, SpaceId, StateLoss } from './message.js'
+import type { Limits } from './options.js'
+import type { Draft } from './outbox.js'
+import type { Route } from './route.js'
+import { openStore, type Opened } from './restore.js'
+import type { Rules } from './rules.js'
+import { State, type TxBuffer } from './transaction.js'
+import { FRAME } from './transport/frame.js'
+
+export interface TurnOptions {
+  readonly name: string
+  readonly storeId: string
+  readonly durability: Durability
+  readonly log: Log
+  readonly clock: Clock
+  readonly network: Network
+  readonly proofs: Proofs
+  readonly limits: Limits
+  readonly rules: Rules
+  emit<Name extends keyof PeerEvents>(event: Name, ...args: PeerEvents[Name]): void
+}
+
+/** The batch that is with the log. */
+interface RunningCommit {
+  readonly batch: Change[]
+  readonly commit: number
+  readonly stateVersion: number
+  readonly waiters: ReadonlyArray<() => void>
+  readonly since: number
+}
+
+/** Rows that nobody waits for are written so much later, unless a batch takes them along. */
+const LAZY_MS = 25
+/** A commit that takes longer than this is worth a warning. */
+const SLOW_COMMIT_MS = 5000
+const FULL_RETRY_MS = 250
+const LOAD_MESSAGES = 1024
+const JUMP_WINDOW_MS = 60_000
+
+export class Turn {
+  readonly handlers = new Handlers()
+  readonly links: Links
+  readonly exchange: Exchange
+  readonly state: State
+  store!: Opened
+  commitNumber = 0
+  /** The error of a fail-stop (G9). */
+  failure: Error | null = null
+  #isOpen = false
+  #isScheduled = false
+  #isDead = false
+  #isFull = false
+  #committing: RunningCommit | null = null
+  #changes: Change[] = []
+  #waiters: Array<() => void> = []
+  #dirtyPeers = new Set<PeerId>()
+  #timer: Cancel | null = null
+  #timerAt = Number.POSITIVE_INFINITY
+  #lazyAt = Number.POSITIVE_INFINITY
+  #nextBeat = 0
+  #lastJump = Number.NEGATIVE_INFINITY
+  #lossSerial = 0
+  #isBeat = false
+
+  constructor(readonly options: TurnOptions) {
+    const { clock, proofs, network, limits, rules, log } = options
+    this.state = new State(log, rules.checkReads)
+    this.exchange = new Exchange(clock, limits, () => this.store, {
+      commitTold: (peer, commit) => this.#commitTold(peer, commit),
+      overdue: (held, verdict) => this.#overdue(held, verdict),
+      withdraw: (space, route, sequence) => this.#withdraw(space, route, sequence),
+      stale: (peer) => this.report('STALE_ROUTE', peer, 'messages of a forgotten space became dead letters here'),
+      subscribed: (link, consumer) => this.afterCommit(() => link.writer.control(FRAME.subscribed, [consumer])),
+      confirmed: (consumer) => this.onSubscribed?.(consumer),
+    })
+    this.links = new Links(clock, proofs, network, limits, this.#linkEvents(), rules.checkLineage, rules.ignoreOldConnections)
+  }
+
+  /** A publisher has stored our durable subscription (rule P20). */
+  onSubscribed: ((consumer: number) => void) | null = null
+
+  // --- opening and ending
+
+  /** Opens the store and begins an incarnation. */
+  open(done: (error: Error | null) => void, aboveEpoch = 0, lost: rows.LineageEntry | null = null): void {
+    const { log, clock, durability, limits, rules, proofs } = this.options
+    openStore({ self: proofs.peerId, log, clock, durability, limits, rules, aboveEpoch, lost }, (opened, error) => {
+      if (this.#isDead) return
+      if (opened === null) {
+        done(error)
+        return
+      }
+      this.store = opened
+      this.commitNumber = opened.commit
+      this.#isOpen = true
+      this.#linkSelf()
+      this.#nextBeat = clock.now() + limits.heartbeatMs
+      this.schedule()
+      done(null)
+    })
+  }
+
+  /** The peer to itself: the same frames, handed over in memory. */
+  #linkSelf(): void {
+    const { clock, proofs, name, storeId, durability } = this.options
+    const packets: Buffer[] = []
+    const link: LinkConnection = new LinkConnection(
+      {
+        remoteAddress: 'self',
+        encrypted: true,
+        binding: Buffer.alloc(0),
+        provenPeer: null,
+        send(packet) {
+          packets.push(packet)
+          if (packets.length === 1)
+            clock.defer(() => {
+              for (const next of packets.splice(0)) links.receiveSelf(link, next)
+            })
+          return true
+        },
+        authenticated() {},
+        close() {},
+        destroy() {},
+      },
+      true,
+      null,
+    )
+    const links = this.links
+    link.isSelf = true
+    link.state = 'up'
+    link.hello = { peer: proofs.peerId, storeId, epoch: this.store.epoch, space: this.store.space, counter: 0, name, durability }
+    links.adoptSelf(link)
+  }
+
+  /** Everything stops at once, as if the process had died: nothing is sent, written or told any more. */
+  kill(): void {
+    this.#isDead = true
+    this.#timer?.()
+    this.links.close(null)
+  }
+
+  /** G9: a failed commit, checksum or invariant stops the peer before any further acknowledgement. */
+  fail(error: Error): void {
+    if (this.failure !== null || this.#isDead) return
+    this.failure = error
+    this.kill()
+    this.options.emit('failed', error)
+  }
+
+  /** Runs `work` of the shell; a broken invariant or a damaged row stops the peer. */
+  #guard(work: () => void): void {
+    if (this.#isDead) return
+    try {
+      work()
+    } catch (thrown) {
+      this.fail(thrown instanceof Error ? thrown : new Error(reasonOf(thrown)))
+    }
+  }
+
+  // --- what the public face asks
+
+  /** Appends a message to its routes. The caller has checked it. */
+  submit(targets: readonly Route[], draft: Draft, sent: Sent): void {
+    const { clock } = this.options
+    this.store.outbox.append(targets, draft, sent, clock.wall(), clock.now())
+    this.schedule()
+  }
+
+  /** Throws FULL where the quota leaves no room (rule P6). */
+  checkRoom(bytes: number): void {
+    if (this.#isFull) throw new PeerpostError('FULL', 'The disk has no room for the store. Free some space; the peer goes on by itself.')
+    if (!this.options.rules.quotaBeforeFrames || this.store.outbox.hasRoom(bytes)) return
+    throw new PeerpostError('FULL', 'The store has reached its quota: consumers are behind. Wait, add consumers, or raise quotaBytes.')
+  }
+
+  /** Rows that commit with the next batch; `done` once it is durable. */
+  commit(changes: readonly Change[], done: (() => void) | null): void {
+    for (const change of changes) this.#changes.push(change)
+    if (done) this.#waiters.push(done)
+    this.schedule()
+  }
+
+  afterCommit(done: () => void): void {
+    this.#waiters.push(done)
+    this.schedule()
+  }
+
+  addConsumer(consumer: LocalConsumer): void {
+    for (const link of this.links.up.values()) this.exchange.announce(link, consumer)
+    this.schedule()
+  }
+
+  addTaker(taker: Taker): void {
+    this.handlers.add(taker)
+    this.schedule()
+  }
+
+  /** A taker leaves. With the last one the consumer goes, unless it is kept for its durable subscription. */
+  removeTaker(taker: Taker, forget: boolean): void {
+    const { inbox, settle } = this.store
+    const isLast = this.handlers.remove(taker)
+    const { consumer } = taker
+    if (isLast && !taker.isPull) {
+      for (const held of inbox.removeConsumer(consumer)) settle.returned(held)
+      for (const link of this.links.up.values()) if (link.announced.delete(consumer.number)) link.writer.control(FRAME.unconsume, [consumer.number, forget])
+    } else if (isLast) for (const held of inbox.releaseHeld(consumer)) settle.returned(held)
+    this.schedule()
+  }
+
+  // --- settling
+
+  /** Done, with what its transaction wrote. `apply` appends the messages it sent. False where the lease is lost. */
+  settleDone(held: Held, changes: readonly Change[]): boolean {
+    if (!this.handlers.holds(held)) return false
+    this.handlers.end(held)
+    this.store.settle.done(held, changes)
+    this.#released(held, false)
+    return true
+  }
+
+  settleFailed(held: Held, reason: string, delayMs: number | undefined): boolean {
+    if (!this.handlers.holds(held)) return false
+    const { clock } = this.options
+    this.handlers.end(held)
+    const what = this.store.settle.failed(held, reason, delayMs, clock.now(), clock.wall(), clock.random())
+    this.#released(held, what === 'retry')
+    return true
+  }
+
+  settleRejected(held: Held, reason: string): boolean {
+    if (!this.handlers.holds(held)) return false
+    const { clock } = this.options
+    this.handlers.end(held)
+    this.store.settle.reject(held, reason, clock.now(), clock.wall())
+    this.#released(held, false)
+    return true
+  }
+
+  /** A delivery that nobody saw goes back, uncharged. */
+  settleUnseen(held: Held): void {
+    if (!this.handlers.holds(held)) return
+    this.handlers.end(held)
+    this.store.settle.returned(held)
+    this.#released(held, true)
+  }
+
+  #released(held: Held, bounce: boolean): void {
+    const { inbox, settle } = this.store
+    inbox.consumed(held)
+    for (const next of inbox.release(held, bounce)) settle.returned(next)
+    this.schedule()
+  }
+
+  #overdue(held: Held, verdict: 'expired' | 'exhausted'): void {
+    const { settle, inbox } = this.store
+    if (verdict === 'expired') settle.expired(held)
+    else settle.exhausted(held, this.options.clock.wall())
+    inbox.consumed(held)
+  }
+
+  /** Rule P13: a dead letter that was done elsewhere is taken back. */
+  #withdraw(space: SpaceId, route: number, sequence: number): void {
+    const { inbox, settle } = this.store
+    const lane = inbox.lanes.get(`${space}/${route}`)
+    if (!lane) return
+    const [from, to] = rows.tableRange('deadLetter')
+    this.options.log.scan(from, to, (key, value) => {
+      const letter = rows.read<rows.DeadLetterRow>(value)
+      if (letter.space !== space || letter.route !== route || letter.sequence !== sequence) return true
+      this.commit([rows.remove(key)], null)
+      settle.deadLetters--
+      return false
+    })
+  }
+
+  // --- the turn
+
+  /** Asks for a turn at the end of the running one. */
+  schedule(): void {
+    if (this.#isScheduled || !this.#isOpen || this.#isDead) return
+    this.#isScheduled = true
+    this.options.clock.defer(this.#runDeferred)
+  }
+
+  #runDeferred = (): void => {
+    this.#isScheduled = false
+    this.#guard(() => this.#run())
+  }
+
+  #run(): void {
+    const { clock } = this.options
+    const now = clock.now()
+    this.#due(now)
+    this.#load(now)
+    this.#start(now)
+    this.store.outbox.pump(clock.wall())
+    this.#withdrawals()
+    this.#flush()
+    this.#commit(now)
+    this.#confirm()
+    this.#letters()
+    this.#wake()
+  }
+
+  /** What has come due: retries, expiries, failovers, leases, heartbeats. */
+  #due(now: number): void {
+    const { outbox } = this.store
+    if (outbox.nextDue <= now)
+      for (const peer of outbox.tick(now)) this.options.emit('warning', { code: 'FAILOVER', message: `${peer} has been away for too long: what it had may run elsewhere, marked as redelivered.` })
+    if (this.handlers.nextDue <= now) for (const held of this.handlers.tick(now)) this.#leaseLost(held)
+    if (now < this.#nextBeat) return
+    this.#nextBeat = now + this.options.limits.heartbeatMs
+    this.#isBeat = true
+    this.links.beat(now)
+  }
+
+  /** Called with a message whose lease is over, so that its handler can be told. */
+  onLeaseLost: ((held: Held) => void) | null = null
+
+  #leaseLost(held: Held): void {
+    this.onLeaseLost?.(held)
+    this.settleFailed(held, 'LEASE_LOST', undefined)
+  }
+
+  #load(now: number): void {
+    const { outbox } = this.store
+    const { log, clock } = this.options
+    for (let want = outbox.wantsLoad(), n = 0; want && n < 16; want = outbox.wantsLoad(), n++) {
+      const { lane, from, to } = want
+      const records: Array<{ sequence: number; frame: Buffer }> = []
+      const start = rows.recordKey(lane.route.number, lane.epoch, from)
+      log.scan(start, rows.recordKey(lane.route.number, lane.epoch, to), (key, value) => {
+        records.push({ sequence: rows.recordOfKey(key).sequence, frame: value })
+        return records.length < LOAD_MESSAGES
+      })
+      const end = records.length < LOAD_MESSAGES ? to : records[records.length - 1]!.sequence + 1
+      outbox.loaded(lane, records, end, clock.wall(), now)
+    }
+  }
+
+  #start(now: number): void {
+    const { start, alone } = this.handlers.next(now, this.store.inbox.consumers.values())
+    for (const [held, taker] of start) this.#give(held, taker)
+    if (alone) this.store.settle.markAlone(alone)
+  }
+
+  #give(held: Held, taker: Taker): void {
+    held.startedWall = this.options.clock.wall()
+    this.store.settle.started(held)
+    taker.start(held)
+  }
+
+  #withdrawals(): void {
+    for (const { peer, fields } of this.exchange.withdrawals.splice(0)) this.links.up.get(peer)?.writer.control(FRAME.withdraw, fields)
+  }
+
+  #flush(): void {
+    for (const link of this.links.up.values()) {
+      this.exchange.fill(link, this.commitNumber, this.#isBeat)
+      this.links.flush(link)
+    }
+    this.#isBeat = false
+  }
+
+  /** One batch at a time: what comes meanwhile goes into the next one. */
+  #commit(now: number): void {
+    if (this.#committing || this.#isFull) return
+    const { outbox, inbox, settle } = this.store
+    const isUrgent = outbox.wantsCommit || inbox.wantsCommit || settle.wantsCommit || this.#changes.length > 0 || this.#waiters.length > 0
+    if (!isUrgent) {
+      if (!outbox.hasLazy && this.#dirtyPeers.size === 0) return
+      if (this.#lazyAt === Number.POSITIVE_INFINITY) this.#lazyAt = now + LAZY_MS
+      if (now < this.#lazyAt) return
+    }
+    this.#lazyAt = Number.POSITIVE_INFINITY
+    const batch = this.#changes
+    this.#changes = []
+    outbox.collect(batch)
+    settle.collect(batch)
+    inbox.collect(batch)
+    for (const peer of this.#dirtyPeers) batch.push(rows.put(rows.peerKey(peer), this.store.peers.get(peer)))
+    this.#dirtyPeers.clear()
+    const commit = this.commitNumber + 1
+    batch.push(rows.put(rows.COMMIT_KEY, commit))
+    this.#committing = { batch, commit, stateVersion: this.state.version, waiters: this.#waiters, since: now }
+    this.#waiters = []
+    this.#send()
+  }
+
+  #send(): void {
+    const running = this.#committing!
+    this.options.log.commit(running.batch, (result) => this.#guard(() => this.#committed(running, result)))
+  }
+
+  #committed(running: RunningCommit, result: CommitResult): void {
+    const { clock } = this.options
+    if (result.kind === 'failed') throw new PeerpostError('FAILED', `The store failed: ${result.reason}. What was not confirmed is unknown; start the peer again.`)
+    if (result.kind === 'full') {
+      if (!this.#isFull) this.options.emit('warning', { code: 'FULL', message: `The store has no room (${result.reason}). Sending waits; free some space.` })
+      this.#isFull = true
+      clock.timer(FULL_RETRY_MS, () => this.#guard(() => this.#send()))
+      return
+    }
+    this.#isFull = false
+    this.#committing = null
+    const now = clock.now()
+    if (now - running.since > SLOW_COMMIT_MS) this.options.emit('warning', { code: 'SLOW_DISK', message: `A commit took ${Math.round(now - running.since)} ms. Check the disk.` })
+    this.commitNumber = running.commit
+    this.store.outbox.committed(now)
+    this.state.committed(running.stateVersion)
+    for (const held of this.store.settle.committed()) {
+      const taker = this.handlers.startAlone(held, now)
+      if (taker) this.#give(held, taker)
+    }
+    for (const done of running.waiters) done()
+    this.schedule()
+  }
+
+  /** Tells callers what was reached. */
+  #confirm(): void {
+    const { outbox } = this.store
+    if (outbox.confirmed.length > 0) {
+      const confirmed = outbox.confirmed
+      outbox.confirmed = []
+      for (const sent of confirmed) sent.onConfirmed?.(sent, null)
+    }
+    if (outbox.settled.length === 0) return
+    const settled = outbox.settled
+    outbox.settled = []
+    for (const sent of settled) if (sent.onSettled) for (const tell of sent.onSettled) tell(sent.outcome!)
+  }
+
+  #letters(): void {
+    const { settle } = this.store
+    if (settle.letters.length === 0) return
+    for (const { id, name, reason } of settle.letters.splice(0)) this.options.emit('deadLetter', { id, name, reason })
+  }
+
+  /** Sets the timer for what comes next. */
+  #wake(): void {
+    const { clock } = this.options
+    const at = Math.min(this.store.outbox.nextDue, this.handlers.nextDue, this.#nextBeat, this.#lazyAt)
+    if (at === this.#timerAt) return
+    this.#timer?.()
+    this.#timerAt = at
+    this.#timer = clock.timer(Math.max(0, at - clock.now()), () => {
+      this.#timerAt = Number.POSITIVE_INFINITY
+      this.schedule()
+    })
+  }
+
+  // --- links
+
+  #linkEvents(): Links['events'] {
+    return {
+      self: () => {
+        const { proofs, name, storeId, durability } = this.options
+        const { epoch, space, lineage } = this.store
+        return { hello: { peer: proofs.peerId, storeId, epoch, space, name, durability }, lineage, commit: this.commitNumber }
+      },
+      remembered: (peer) => this.store.peers.get(peer),
+      accepted: (hello, loss, done) => this.#accepted(hello, loss, done),
+      up: (link) => {
+        this.exchange.greet(link)
+        this.schedule()
+      },
+      down: (link) => this.#down(link),
+      frame: (link, packet, type, start, end) => this.exchange.receive(link, packet, type, start, end),
+      packetEnd: () => this.schedule(),
+      drained: (link) => {
+        this.store.outbox.wake(link)
+        this.schedule()
+      },
+      fenced: (verdict, pair, peer) => this.#fenced(verdict, pair, peer),
+      changed: (status) => this.options.emit('link', status),
+      refused: (code, message) => this.options.emit('warning', { code, message }),
+    }
+  }
+
+  #down(link: LinkConnection): void {
+    const { outbox, settle } = this.store
+    const now = this.options.clock.now()
+    outbox.linkDown(link, now)
+    for (const consumer of link.consumers.values()) outbox.removeConsumer(consumer, now)
+    settle.linkDown(link.peer)
+    this.schedule()
+  }
+
+  /** Rule P10: the incarnation of a peer that is accepted is durable before the first answer. */
+  #accepted(hello: Hello, loss: StateLoss['verdict'] | null, done: () => void): void {
+    const row = this.store.peers.get(hello.peer)
+    if (loss !== null) this.report(loss, hello.peer, `epoch ${row?.epoch ?? 0} after commit ${row?.commit ?? 0} of its store; what it had not settled is sent again`)
+    if (row && row.space === hello.space && row.storeId === hello.storeId) {
+      done()
+      return
+    }
+    const earlier = row && row.storeId === hello.storeId ? [...row.earlier, row.space].slice(-16) : []
+    const fresh: rows.PeerRow = { storeId: hello.storeId, epoch: hello.epoch, space: hello.space, commit: 0, earlier, floor: this.store.inbox.floorOf(hello.peer) }
+    this.store.peers.set(hello.peer, fresh)
+    this.#dirtyPeers.add(hello.peer)
+    if (this.options.rules.incarnationFirst) this.afterCommit(done)
+    else done()
+  }
+
+  #commitTold(peer: PeerId, commit: number): void {
+    const row = this.store.peers.get(peer)
+    if (!row || commit <= row.commit) return
+    this.store.peers.set(peer, { ...row, commit })
+    this.#dirtyPeers.add(peer)
+  }
+
+  /** Another peer says that this store is not what it was. */
+  #fenced(verdict: 'FENCED' | 'DUPLICATE_IDENTITY' | 'ROLLBACK', pair: Remembered | null, peer: PeerId): void {
+    const now = this.options.clock.now()
+    if (verdict !== 'ROLLBACK' || pair === null || now - this.#lastJump < JUMP_WINDOW_MS) {
+      const code = verdict === 'FENCED' ? 'FENCED' : 'DUPLICATE_IDENTITY'
+      this.report(code, peer, 'another process runs, or ran later, with this identity')
+      this.fail(new PeerpostError(code, `${peer} knows a later incarnation of this peer: another process uses this identity. Stop one of them; to recover a restored store, start it again.`))
+      return
+    }
+    this.#lastJump = now
+    this.report('SENDER_ROLLBACK', peer, `this store ended before commit ${pair.commit} of epoch ${pair.epoch}: it was restored from a backup`)
+    this.#reincarnate(pair)
+  }
+
+  /** Rule P9: this store was rolled back. It jumps over what others have accepted, with a new space, and goes on. */
+  #reincarnate(pair: Remembered): void {
+    this.afterCommit(() => {
+      this.#isOpen = false
+      this.links.restart()
+      const { consumers } = this.store.inbox
+      const watched = this.store.outbox.watched
+      this.open(
+        (error) => {
+          if (error) {
+            this.fail(error)
+            return
+          }
+          for (const consumer of consumers.values()) this.store.inbox.adopt(consumer)
+          for (const [name, sent] of watched) this.store.outbox.watch(sent, name.split('/')[0] as SpaceId)
+          for (const consumer of consumers.values()) this.addConsumer(consumer)
+        },
+        pair.epoch,
+        { epoch: pair.epoch, space: pair.space, last: pair.commit },
+      )
+    })
+  }
+
+  /** Something was lost, restored or cloned: never silent (G8). */
+  report(verdict: StateLoss['verdict'], peer: PeerId, range: string): void {
+    const loss: StateLoss = { verdict, peer, range, at: this.options.clock.wall() }
+    this.store.stateLosses.push(loss)
+    this.#changes.push(rows.put(rows.stateLossKey(loss.at, this.#lossSerial++), loss))
+    this.options.emit('stateLoss', loss)
+    this.schedule()
+  }
+
+  /** The consumer of a kind and name here, or undefined. */
+  consumerOf(kind: DestinationKind, name: string, group: string, owner: string): LocalConsumer | undefined {
+    return this.store.inbox.consumer(kind, name, group, owner)
+  }
+
+  /** Is everything written and told that was begun? */
+  get isQuiet(): boolean {
+    const { outbox, inbox, settle } = this.store
+    return !this.#committing && !outbox.wantsCommit && !inbox.wantsCommit && !settle.wantsCommit && this.#changes.length === 0 && this.#waiters.length === 0
+  }
+
+  get isFull(): boolean {
+    return this.#isFull
+  }
+}

@@ -1,0 +1,555 @@
+/**
+ * The checker: did a history keep the guarantees? A pure function of the history and of what was expected of the run;
+ * the same for the simulator and for real processes. The names of the properties follow Jepsen where it has one; unlike
+ * Jepsen's total-queue, this one fails on duplicates. Cost: O(n log n) for n events.
+ *
+ * The store of a node bears the node's name. A row of a store is *undone* when the store was wiped, or restored to an
+ * earlier commit, after the row was written: the message did reach that place, and the place was lost with it.
+ */
+import type { StateLoss } from '../../src/message.js'
+import {
+  type Count,
+  type Effect,
+  type History,
+  type HistoryEvent,
+  type Invoke,
+  type Ok,
+  type Parked,
+  type Report,
+  type Start,
+  sortHistory,
+} from './history.js'
+
+export type Verdict = StateLoss['verdict']
+
+/** A loss of state that somebody has to tell of, with any of these verdicts. `about` is the node that lost it. */
+export interface ExpectedReport {
+  readonly about: string
+  readonly verdicts: readonly Verdict[]
+}
+
+export interface Expectations {
+  /** `wait`: one effect over all stores. `failover`: another store may repeat one, marked `redelivered`. */
+  readonly inDoubt: 'wait' | 'failover'
+  /** The run ended with a heal and a drain: nothing may be pending. */
+  readonly drained: boolean
+  /** Milliseconds from the heal in which it must have drained. */
+  readonly drainWithinMs?: number
+  /** Each must be matched by a report. */
+  readonly reports?: readonly ExpectedReport[]
+  /** May be matched by reports; what is neither here nor in `reports` must not be reported. */
+  readonly allowedReports?: readonly ExpectedReport[]
+  /** Deliveries of one message, where a bound is known. */
+  readonly maxStarts?: number
+  /** `strict`: a successor of one key also waits for dead letters and expiries. `loose`: order among effects only. */
+  readonly gaps?: 'strict' | 'loose'
+}
+
+/** Each property that can be broken, and the guarantee of the design behind it. */
+export const PROPERTIES = {
+  lost: 'G1',
+  'two-places': 'G1',
+  unexpected: 'G6',
+  'duplicate-effect': 'G2',
+  'unmarked-repeat': 'G2',
+  order: 'G4',
+  'failed-delivered': 'G5',
+  'false-outcome': 'G5',
+  'identity-reuse': 'G2',
+  fencing: 'G7',
+  'missing-report': 'G8',
+  'unexpected-report': 'G8',
+  'too-many-starts': 'G10',
+  conservation: 'G11',
+  liveness: 'G13',
+} as const
+
+export type Property = keyof typeof PROPERTIES
+
+export interface Problem {
+  readonly property: Property
+  readonly guarantee: string
+  /** The message or messages concerned. */
+  readonly values: readonly string[]
+  readonly sentence: string
+}
+
+export interface CheckReport {
+  readonly valid: boolean
+  readonly problems: readonly Problem[]
+  readonly counts: {
+    readonly attempted: number
+    readonly acked: number
+    readonly effects: number
+    /** Acknowledged as unknown, and yet arrived: legal. */
+    readonly recovered: number
+    readonly lost: number
+    /** Lost with a store that was wiped or restored: legal, and to be reported. */
+    readonly lostWithStore: number
+    readonly duplicated: number
+    /** Repeats in another store after a failover: legal where they are marked. */
+    readonly repeated: number
+    readonly dead: number
+    readonly expired: number
+    readonly undone: number
+  }
+  /** From the first `invoke` to the first effect of what was acknowledged, in milliseconds. */
+  readonly lagMs: { readonly p50: number; readonly p99: number; readonly max: number }
+}
+
+/** When a store lost rows: everything above commit `to`. Sorted by time, with the least `to` from each on. */
+interface Losses {
+  readonly times: number[]
+  readonly leastTo: number[]
+  /** The time to which each took the store back. */
+  readonly toTimes: number[]
+}
+
+/** All that is known of one message. */
+interface Fate {
+  readonly value: string
+  readonly invokes: Invoke[]
+  readonly oks: Ok[]
+  fails: number
+  infos: number
+  readonly starts: Start[]
+  readonly effects: Effect[]
+  readonly undoneEffects: Effect[]
+  readonly parked: Parked[]
+  undoneParked: number
+  /** Effects whose transaction sent this message. */
+  readonly parents: Effect[]
+  liveParents: number
+}
+
+class Check {
+  readonly problems: Problem[] = []
+  readonly fates = new Map<string, Fate>()
+  readonly losses = new Map<string, Losses>()
+  readonly events: readonly HistoryEvent[]
+  readonly expected: Expectations
+  /** The last crash of any process, and of one with a store of class memory. */
+  crashAt = Number.NEGATIVE_INFINITY
+  memoryCrashAt = Number.NEGATIVE_INFINITY
+
+  constructor(history: History, expected: Expectations) {
+    this.events = sortHistory(history)
+    this.expected = expected
+    this.#findLosses()
+    this.#gather()
+  }
+
+  problem(property: Property, values: readonly string[], sentence: string): void {
+    this.problems.push({ property, guarantee: PROPERTIES[property], values, sentence })
+  }
+
+  fate(value: string): Fate {
+    let fate = this.fates.get(value)
+    if (fate === undefined) {
+      fate = {
+        value,
+        invokes: [],
+        oks: [],
+        fails: 0,
+        infos: 0,
+        starts: [],
+        effects: [],
+        undoneEffects: [],
+        parked: [],
+        undoneParked: 0,
+        parents: [],
+        liveParents: 0,
+      }
+      this.fates.set(value, fate)
+    }
+    return fate
+  }
+
+  #findLosses(): void {
+    for (const event of this.events) {
+      if (event.f !== 'wipe' && event.f !== 'restore') continue
+      const losses = this.losses.get(event.store) ?? { times: [], leastTo: [], toTimes: [] }
+      this.losses.set(event.store, losses)
+      losses.times.push(event.t)
+      losses.leastTo.push(event.f === 'wipe' ? -1 : event.to)
+      losses.toTimes.push(event.f === 'wipe' ? Number.NEGATIVE_INFINITY : event.toT)
+    }
+    for (const { leastTo } of this.losses.values())
+      for (let i = leastTo.length - 2; i >= 0; i--) leastTo[i] = Math.min(leastTo[i]!, leastTo[i + 1]!)
+  }
+
+  #undone(row: { store: string; commit: number; t: number }): boolean {
+    const losses = this.losses.get(row.store)
+    if (losses === undefined) return false
+    const index = firstAtLeast(losses.times, row.t)
+    return index < losses.times.length && losses.leastTo[index]! < row.commit
+  }
+
+  #gather(): void {
+    const rows = new Set<string>()
+    for (const event of this.events) {
+      switch (event.f) {
+        case 'invoke':
+          this.fate(event.value).invokes.push(event)
+          break
+        case 'ok':
+          this.fate(event.value).oks.push(event)
+          break
+        case 'fail':
+          this.fate(event.value).fails++
+          break
+        case 'info':
+          this.fate(event.value).infos++
+          break
+        case 'start':
+          this.fate(event.value).starts.push(event)
+          break
+        case 'effect':
+        case 'dead':
+        case 'expired':
+        case 'pending': {
+          // One row may be seen by several scans: by the one before a restore, and by the one at the end.
+          const row = `${event.f} ${event.store} ${event.commit} ${event.value} ${event.f === 'effect' ? event.run : ''}`
+          if (rows.has(row)) break
+          rows.add(row)
+          if (event.f === 'effect') this.#gatherEffect(event)
+          else if (this.#undone(event)) this.fate(event.value).undoneParked++
+          else this.fate(event.value).parked.push(event)
+          break
+        }
+        case 'crash':
+          this.crashAt = event.t
+          if (event.class === 'memory') this.memoryCrashAt = event.t
+          break
+      }
+    }
+  }
+
+  #gatherEffect(event: Effect): void {
+    const undone = this.#undone(event)
+    const fate = this.fate(event.value)
+    if (undone) fate.undoneEffects.push(event)
+    else fate.effects.push(event)
+    for (const { value } of event.emits ?? []) {
+      const child = this.fate(value)
+      child.parents.push(event)
+      if (!undone) child.liveParents++
+    }
+  }
+
+  /** Did the store of this node lose what it held at `t`, at any time after? */
+  storeLost(store: string, t: number): boolean {
+    const losses = this.losses.get(store)
+    if (losses === undefined) return false
+    for (let i = firstAtLeast(losses.times, t); i < losses.times.length; i++) if (losses.toTimes[i]! < t) return true
+    return false
+  }
+}
+
+/** Index of the first element that is at least `x` in an ascending list. */
+function firstAtLeast(list: readonly number[], x: number): number {
+  let low = 0
+  let high = list.length
+  while (low < high) {
+    const middle = (low + high) >> 1
+    if (list[middle]! < x) low = middle + 1
+    else high = middle
+  }
+  return low
+}
+
+/** Checks a history. Never throws for what a run did, only for events that are none. */
+export function check(history: History, expected: Expectations): CheckReport {
+  const run = new Check(history, expected)
+  const counts = {
+    attempted: 0,
+    acked: 0,
+    effects: 0,
+    recovered: 0,
+    lost: 0,
+    lostWithStore: 0,
+    duplicated: 0,
+    repeated: 0,
+  }
+  const places = { dead: 0, expired: 0, undone: 0 }
+  for (const fate of run.fates.values()) {
+    const accepted = fate.oks.length > 0 || fate.liveParents > 0
+    counts.attempted++
+    if (accepted) counts.acked++
+    else if (fate.effects.length > 0) counts.recovered++
+    counts.effects += fate.effects.length
+    places.undone += fate.undoneEffects.length
+    for (const { f } of fate.parked) if (f !== 'pending') places[f]++
+    const loss = checkLoss(run, fate, accepted)
+    if (loss !== null) counts[loss]++
+    const repeats = checkDuplicates(run, fate)
+    counts.duplicated += repeats.duplicated
+    counts.repeated += repeats.repeated
+    checkPlaces(run, fate)
+    checkAnswers(run, fate)
+  }
+  checkOrder(run)
+  checkIdentities(run)
+  checkFencing(run)
+  checkCounts(run)
+  checkLiveness(run)
+  checkReports(run)
+  return { valid: run.problems.length === 0, problems: run.problems, counts: { ...counts, ...places }, lagMs: lag(run) }
+}
+
+/** Property 1: what was accepted is somewhere, or was lost with a store. */
+function checkLoss(run: Check, fate: Fate, accepted: boolean): 'lost' | 'lostWithStore' | null {
+  if (!accepted || fate.effects.length > 0 || fate.parked.length > 0) return null
+  if (fate.undoneEffects.length > 0 || fate.undoneParked > 0) return 'lostWithStore'
+  // A message of class memory lives only as long as both processes.
+  const excused = (ok: Ok): boolean => run.storeLost(ok.p, ok.t) || (ok.class === 'memory' && run.crashAt >= ok.t)
+  const last = fate.oks.at(-1)
+  if (last !== undefined && (excused(last) || run.memoryCrashAt >= last.t)) return 'lostWithStore'
+  const why = last === undefined ? 'sent by a transaction that committed' : `acknowledged at ${last.t} ms by ${last.p}`
+  run.problem('lost', [fate.value], `${fate.value} was ${why}, and is in no store.`)
+  return 'lost'
+}
+
+/** Properties 1 and 3: effects happen once; in failover mode another store may repeat one if it says so. */
+function checkDuplicates(run: Check, fate: Fate): { duplicated: number; repeated: number } {
+  const { effects, value } = fate
+  // A parent whose effect was undone runs again, and sends again: the reported range covers it.
+  const allowed = Math.max(1, fate.parents.length)
+  if (effects.length <= allowed) return { duplicated: 0, repeated: 0 }
+  const stores = new Map<string, number>()
+  for (const { store } of effects) stores.set(store, (stores.get(store) ?? 0) + 1)
+  let duplicated = 0
+  for (const [store, times] of stores) {
+    if (times <= allowed) continue
+    duplicated += times - allowed
+    run.problem('duplicate-effect', [value], `${value} took effect ${times} times in the store of ${store}.`)
+  }
+  const across = stores.size - 1
+  if (across === 0) return { duplicated, repeated: 0 }
+  const sender = fate.invokes[0]
+  // A sender that was taken back may not know to whom it had handed what it has again: that range is reported.
+  if (sender !== undefined && run.losses.has(sender.p)) return { duplicated, repeated: across }
+  if (run.expected.inDoubt === 'wait') {
+    run.problem(
+      'duplicate-effect',
+      [value],
+      `${value} took effect in several stores: ${[...stores.keys()].join(', ')}.`,
+    )
+    return { duplicated: duplicated + across, repeated: 0 }
+  }
+  const unmarked = effects.slice(1).filter((effect) => !effect.redelivered && effect.store !== effects[0]!.store)
+  for (const { store } of unmarked)
+    run.problem(
+      'unmarked-repeat',
+      [value],
+      `${value} took effect again at ${store} without being marked as redelivered.`,
+    )
+  return { duplicated, repeated: across }
+}
+
+/** Property 1: exactly one place; and nothing from nowhere. */
+function checkPlaces(run: Check, fate: Fate): void {
+  const { value, parked, effects, starts } = fate
+  const seen = effects.length + fate.undoneEffects.length + parked.length + starts.length > 0
+  if (seen && fate.invokes.length === 0 && fate.parents.length === 0)
+    run.problem('unexpected', [value], `${value} arrived, and nobody sent it, or its transaction never committed.`)
+  const settled = parked.filter(({ f }) => f !== 'pending')
+  const places = settled.length + (effects.length > 0 ? 1 : 0)
+  if (places > 1 && run.losses.size === 0) {
+    const where = settled.map(({ f, store }) => `${f} at ${store}`).join(', ')
+    run.problem('two-places', [value], `${value} is in several places: ${effects.length > 0 ? 'done, ' : ''}${where}.`)
+  }
+  if (run.expected.drained && parked.some(({ f }) => f === 'pending'))
+    run.problem('liveness', [value], `${value} is still pending after the drain.`)
+  const { maxStarts } = run.expected
+  if (maxStarts !== undefined && starts.length > maxStarts)
+    run.problem('too-many-starts', [value], `${value} was delivered ${starts.length} times; ${maxStarts} are allowed.`)
+}
+
+/** Property 2: what was refused for certain was never delivered. */
+function checkAnswers(run: Check, fate: Fate): void {
+  const { value, fails } = fate
+  const refused = fails > 0 && fails >= fate.invokes.length && fate.infos === 0 && fate.oks.length === 0
+  if (!refused) return
+  if (fate.starts.length + fate.effects.length + fate.undoneEffects.length + fate.parked.length === 0) return
+  run.problem('failed-delivered', [value], `${value} was refused for certain, and was delivered all the same.`)
+}
+
+interface Placed {
+  readonly fate: Fate
+  /** Place in the order of sending: number of the event, or of the commit of the transaction. */
+  readonly place: number
+  readonly minor: number
+  readonly parent: string
+  /** When it first took effect, or was first settled at all. */
+  readonly t: number
+  readonly commit: number
+  readonly how: string
+}
+
+/** Property 3: for each sender, queue and key, first effects happen in the order of sending. */
+function checkOrder(run: Check): void {
+  const groups = new Map<string, Placed[]>()
+  const add = (group: string, placed: Placed): void => {
+    const list = groups.get(group)
+    if (list === undefined) groups.set(group, [placed])
+    else list.push(placed)
+  }
+  for (const fate of run.fates.values()) {
+    const first = firstSettled(fate, run.expected.gaps !== 'loose')
+    if (first === null) continue
+    const [invoke] = fate.invokes
+    const { t, f: how } = first
+    const seen = { fate, t, commit: first.commit, how }
+    // A repeated send may have taken the place of its repetition.
+    if (fate.invokes.length === 1 && invoke!.key !== undefined)
+      add(`${invoke!.p} ${invoke!.queue} ${invoke!.key}`, { ...seen, place: invoke!.n, minor: 0, parent: '' })
+    const [parent] = fate.parents
+    if (fate.invokes.length > 0 || fate.parents.length !== 1 || parent === undefined) continue
+    const minor = parent.emits!.findIndex(({ value }) => value === fate.value)
+    const { queue, key } = parent.emits![minor]!
+    if (key === undefined) continue
+    add(`tx ${parent.store} ${queue} ${key}`, { ...seen, place: parent.commit, minor, parent: parent.run })
+  }
+  for (const group of groups.values()) checkGroup(run, group)
+}
+
+function firstSettled(fate: Fate, strict: boolean): Effect | Parked | null {
+  let first: Effect | Parked | null = null
+  const settled = strict ? fate.parked.filter(({ f }) => f !== 'pending') : []
+  for (const event of [...fate.effects, ...fate.undoneEffects, ...settled])
+    if (first === null || event.t < first.t || (event.t === first.t && event.commit < first.commit)) first = event
+  return first
+}
+
+function checkGroup(run: Check, group: Placed[]): void {
+  group.sort((a, b) => a.t - b.t || a.commit - b.commit || a.place - b.place || a.minor - b.minor)
+  let highest: Placed | null = null
+  for (const placed of group) {
+    if (highest !== null && isBefore(placed, highest)) {
+      // Two dead letters the wrong way round hurt nobody: it takes an effect to see the order.
+      if (placed.how !== 'effect' && highest.how !== 'effect') continue
+      const [late, early] = [placed.fate.value, highest.fate.value]
+      run.problem(
+        'order',
+        [late, early],
+        `${late} was sent before ${early} with the same key, and was settled after it.`,
+      )
+    } else highest = placed
+  }
+}
+
+/** Was `a` sent before `b`? Transactions that share a commit have no order among them. */
+function isBefore(a: Placed, b: Placed): boolean {
+  if (a.place !== b.place) return a.place < b.place
+  return a.parent === b.parent && a.minor < b.minor
+}
+
+/** Property 3: one (space, route, sequence) never means two messages. */
+function checkIdentities(run: Check): void {
+  const values = new Map<string, string>()
+  for (const event of run.events) {
+    if (!('identity' in event) || event.identity === undefined || !('value' in event)) continue
+    const known = values.get(event.identity)
+    if (known === undefined) values.set(event.identity, event.value)
+    else if (known !== event.value)
+      run.problem('identity-reuse', [known, event.value], `${event.identity} means both ${known} and ${event.value}.`)
+  }
+}
+
+/** Property 7: nothing is done for an older incarnation of a peer once a newer one was accepted. */
+function checkFencing(run: Check): void {
+  const accepted = new Map<string, number>()
+  for (const event of run.events) {
+    if (event.f === 'incarnation') {
+      const key = `${event.p} ${event.peer}`
+      accepted.set(key, Math.max(accepted.get(key) ?? 0, event.epoch))
+      continue
+    }
+    // What a node accepted, it may forget only together with its store.
+    if (event.f === 'wipe' || event.f === 'restore')
+      for (const key of accepted.keys()) if (key.startsWith(`${event.store} `)) accepted.delete(key)
+    if (event.f !== 'start' || event.via === undefined) continue
+    const { peer, epoch } = event.via
+    if (epoch < (accepted.get(`${event.p} ${peer}`) ?? 0))
+      run.problem(
+        'fencing',
+        [event.value],
+        `${event.p} ran ${event.value} for an older incarnation (${epoch}) of ${peer}.`,
+      )
+  }
+}
+
+/** Property 5: the counters of every route add up. */
+function checkCounts(run: Check): void {
+  const last = new Map<string, Count>()
+  for (const event of run.events) {
+    if (event.f !== 'count') continue
+    last.set(`${event.p} ${event.route}`, event)
+    const { accepted, pending, done, dead, expired } = event
+    if (accepted !== pending + done + dead + expired)
+      run.problem(
+        'conservation',
+        [],
+        `${event.p}, ${event.route}: accepted ${accepted}, but ${pending} pending + ${done} done + ${dead} dead + ${expired} expired.`,
+      )
+  }
+  if (!run.expected.drained) return
+  for (const { p, route, pending } of last.values())
+    if (pending > 0) run.problem('conservation', [], `${p} counts ${pending} pending in ${route} after the drain.`)
+}
+
+/** Property 9: after the heal everything drains in time. */
+function checkLiveness(run: Check): void {
+  if (!run.expected.drained) return
+  const heal = run.events.findLast(({ f }) => f === 'heal')
+  const drained = run.events.findLast(({ f }) => f === 'drained')
+  const within = run.expected.drainWithinMs ?? Number.POSITIVE_INFINITY
+  if (drained === undefined) run.problem('liveness', [], 'The peers never drained.')
+  else if (heal !== undefined && drained.t - heal.t > within)
+    run.problem('liveness', [], `The drain took ${drained.t - heal.t} ms after the heal; ${within} are allowed.`)
+  // A sender that was told "done" was told the truth: somewhere the effect is, or was.
+  for (const event of run.events) {
+    if (event.f !== 'outcome' || event.outcome !== 'done') continue
+    const fate = run.fate(event.value)
+    const gone = run.memoryCrashAt > Number.NEGATIVE_INFINITY
+    if (fate.effects.length + fate.undoneEffects.length === 0 && !gone)
+      run.problem(
+        'false-outcome',
+        [event.value],
+        `${event.p} was told that ${event.value} is done, and it took no effect.`,
+      )
+  }
+}
+
+/** Property 10: every loss of state is told, and none that did not happen. */
+function checkReports(run: Check): void {
+  const reports = run.events.filter((event): event is Report => event.f === 'report')
+  const required = run.expected.reports ?? []
+  const allowed = [...required, ...(run.expected.allowedReports ?? [])]
+  const matches = (report: Report, { about, verdicts }: ExpectedReport): boolean =>
+    (report.peer === about || report.p === about) && verdicts.includes(report.verdict)
+  for (const expected of required)
+    if (!reports.some((report) => matches(report, expected)))
+      run.problem(
+        'missing-report',
+        [],
+        `${expected.about} lost state, and nobody reported ${expected.verdicts.join(' or ')}.`,
+      )
+  for (const report of reports)
+    if (!allowed.some((expected) => matches(report, expected)))
+      run.problem(
+        'unexpected-report',
+        [],
+        `${report.p} reported ${report.verdict} about ${report.peer}, which lost nothing.`,
+      )
+}
+
+function lag(run: Check): CheckReport['lagMs'] {
+  const lags: number[] = []
+  for (const { invokes, effects, oks } of run.fates.values())
+    if (invokes.length > 0 && effects.length > 0 && oks.length > 0) lags.push(effects[0]!.t - invokes[0]!.t)
+  lags.sort((a, b) => a - b)
+  const at = (share: number): number => lags[Math.min(lags.length - 1, Math.floor(lags.length * share))] ?? 0
+  return { p50: at(0.5), p99: at(0.99), max: lags.at(-1) ?? 0 }
+}

@@ -1,0 +1,232 @@
+/**
+ * Swarm profiles. Each seed first draws which kinds of fault exist in its run at all, then how often: a run in which
+ * everything goes wrong at once explores less than many runs with two or three kinds each. The options are plain data,
+ * printed as one line of JSON, and are all that a run depends on beside the code.
+ */
+import type { Durability } from '../../src/log/log.js'
+import { CALM_NETWORK, type NetworkOptions, type PartitionMode } from './network.js'
+import { Rng } from './random.js'
+import { CALM_DISK, type DiskOptions } from './store.js'
+
+export interface NodeOptions {
+  readonly name: string
+  readonly class: Durability
+  /** Takes part as a sender of the workload. */
+  readonly sends: boolean
+  /** Queues that it has a handler for. */
+  readonly consumes: readonly string[]
+  readonly concurrency: number
+}
+
+/** Share of the messages that a kind of behaviour falls on. What is left over simply succeeds. */
+export interface HandlerOptions {
+  /** Throws 1 to `maxThrows` times, then succeeds. */
+  readonly throwRate: number
+  readonly maxThrows: number
+  /** Throws for ever: becomes a dead letter. */
+  readonly poisonRate: number
+  readonly rejectRate: number
+  /** Takes up to `slowMs`. */
+  readonly slowRate: number
+  readonly slowMs: number
+  /** The first delivery never settles: its lease has to run out. */
+  readonly hangRate: number
+  /** Sends 1 or 2 messages through `tx`. */
+  readonly emitRate: number
+}
+
+/** One fault, at a virtual time. `node` is a name of `nodes`. */
+export type Fault =
+  /** The process ends: at once, or just before its `atCall`-th call into a seam from then on. It is down for `forMs`. */
+  | {
+      readonly kind: 'kill' | 'power'
+      readonly at: number
+      readonly node: string
+      readonly forMs: number
+      readonly atCall: number
+    }
+  /** Closes as on SIGTERM. */
+  | { readonly kind: 'stop'; readonly at: number; readonly node: string; readonly forMs: number }
+  /** Its disk is replaced by an empty one. */
+  | { readonly kind: 'wipe'; readonly at: number; readonly node: string; readonly forMs: number }
+  /** Its disk is replaced by a backup that was taken `backMs` before. */
+  | {
+      readonly kind: 'restore'
+      readonly at: number
+      readonly node: string
+      readonly forMs: number
+      readonly backMs: number
+    }
+  | { readonly kind: 'pause'; readonly at: number; readonly node: string; readonly forMs: number }
+  | { readonly kind: 'full'; readonly at: number; readonly node: string; readonly forMs: number }
+  | { readonly kind: 'jump'; readonly at: number; readonly node: string; readonly byMs: number }
+  | { readonly kind: 'partition'; readonly at: number; readonly mode: PartitionMode; readonly forMs: number }
+  | { readonly kind: 'cut'; readonly at: number }
+
+export interface RunOptions {
+  readonly seed: number
+  readonly nodes: readonly NodeOptions[]
+  /** Messages numbered from 0; those in `without` are left out, which shifts nothing for the others. */
+  readonly messages: number
+  readonly without: readonly number[]
+  readonly queues: readonly string[]
+  /** Distinct keys; 0 for none. */
+  readonly keys: number
+  /** Of the messages: with a caller's id, so that a send of unknown outcome is repeated. */
+  readonly idRate: number
+  readonly handler: HandlerOptions
+  readonly leaseMs: number
+  readonly maxAttempts: number
+  readonly inDoubt: 'wait' | 'failover'
+  readonly failoverMs: number
+  /** Every pair dials from both ends, rather than one. */
+  readonly bothDial: boolean
+  readonly faults: readonly Fault[]
+  readonly network: NetworkOptions
+  readonly disk: DiskOptions
+  /** How long the faults last, and how long the drain may take after them. */
+  readonly safetyMs: number
+  readonly drainMs: number
+}
+
+/** What a profile may contain; a protocol that lacks something leaves it out. */
+export interface ProfileLimits {
+  readonly classes: readonly Durability[]
+  readonly consumersPerQueue: number
+  readonly faults: readonly Fault['kind'][]
+}
+
+export const EVERYTHING: ProfileLimits = {
+  classes: ['disk', 'process'],
+  consumersPerQueue: 3,
+  faults: ['kill', 'power', 'stop', 'wipe', 'restore', 'pause', 'full', 'jump', 'partition', 'cut'],
+}
+
+const NAMES = ['a', 'b', 'c', 'd', 'e', 'f', 'g']
+
+/** Half of all rates are zero; the others lie anywhere below `max`, most of them low. */
+const rate = (rng: Rng, max: number): number => (rng.chance(0.5) ? Number((max * rng.float() ** 2).toPrecision(2)) : 0)
+
+/** The options of a seed. */
+export function profile(seed: number, limits: ProfileLimits = EVERYTHING): RunOptions {
+  const rng = new Rng(seed).fork('profile')
+  const safetyMs = rng.between(2, 20) * 1000
+  const { nodes, queues } = drawNodes(rng.fork('nodes'), limits)
+  return {
+    seed,
+    nodes,
+    messages: rng.between(20, 200),
+    without: [],
+    queues,
+    keys: rng.pick([0, 1, 3, 10]),
+    idRate: rate(rng, 1),
+    handler: drawHandler(rng.fork('handler')),
+    leaseMs: rng.pick([1000, 5000, 30_000]),
+    maxAttempts: rng.pick([2, 3, 5]),
+    inDoubt: rng.pick(['failover', 'wait']),
+    failoverMs: rng.pick([1000, 5000, 30_000]),
+    bothDial: rng.chance(0.5),
+    faults: drawFaults(rng.fork('faults'), limits, nodes, safetyMs),
+    network: drawNetwork(rng.fork('network')),
+    disk: drawDisk(rng.fork('disk')),
+    safetyMs,
+    drainMs: 10 * 60_000,
+  }
+}
+
+/** One line, to be kept with a failing run. */
+export const printOptions = (options: RunOptions): string => JSON.stringify(options)
+
+function drawNodes(rng: Rng, limits: ProfileLimits): { nodes: NodeOptions[]; queues: string[] } {
+  const names = NAMES.slice(0, rng.between(2, 4))
+  const queues = ['q0', 'q1', 'q2'].slice(0, rng.between(1, 3))
+  const consumers = queues.map(() =>
+    rng.shuffle(names).slice(0, rng.between(1, Math.min(limits.consumersPerQueue, names.length))),
+  )
+  const lowest = limits.classes.length > 1 && rng.chance(0.25)
+  const nodes = names.map((name, index): NodeOptions => {
+    return {
+      name,
+      class: lowest ? rng.pick(limits.classes) : limits.classes[0]!,
+      sends: index === 0 || rng.chance(0.6),
+      consumes: queues.filter((_, q) => consumers[q]!.includes(name)),
+      concurrency: rng.pick([1, 1, 4, 16]),
+    }
+  })
+  return { nodes, queues }
+}
+
+function drawHandler(rng: Rng): HandlerOptions {
+  return {
+    throwRate: rate(rng, 0.5),
+    maxThrows: rng.between(1, 3),
+    poisonRate: rate(rng, 0.1),
+    rejectRate: rate(rng, 0.1),
+    slowRate: rate(rng, 1),
+    slowMs: rng.pick([20, 200, 2000]),
+    hangRate: rate(rng, 0.05),
+    emitRate: rate(rng, 0.5),
+  }
+}
+
+function drawNetwork(rng: Rng): NetworkOptions {
+  const slow = rng.pick([1, 1, 10, 100])
+  return {
+    ...CALM_NETWORK,
+    delayMs: { min: 0.1, max: 2 * slow },
+    connectMs: { min: 0.2, max: 5 * slow },
+    highWaterBytes: rng.pick([64 * 1024, 64 * 1024, 4096, 256]),
+    cutRate: rate(rng, 0.02),
+    halfOpenRate: rate(rng, 0.5),
+    holdRate: rate(rng, 0.7),
+    clogRate: rate(rng, 0.02),
+    clogMs: rng.pick([100, 1000, 5000]),
+    corruptRate: rate(rng, 0.01),
+    refuseRate: rate(rng, 0.5),
+  }
+}
+
+function drawDisk(rng: Rng): DiskOptions {
+  return {
+    ...CALM_DISK,
+    commitMs: { min: 0.2, max: rng.pick([1, 3, 20]) },
+    slowRate: rate(rng, 0.1),
+    slowMs: rng.pick([50, 500, 2000]),
+    failedAppliedRate: rate(rng, 0.005),
+    failedLostRate: rate(rng, 0.005),
+    fullRate: rate(rng, 0.05),
+    hangRate: rng.chance(0.3) ? rate(rng, 0.002) : 0,
+  }
+}
+
+/** Each kind exists in a third of the seeds, with 1 to 4 occurrences. */
+function drawFaults(rng: Rng, limits: ProfileLimits, nodes: readonly NodeOptions[], safetyMs: number): Fault[] {
+  const faults: Fault[] = []
+  for (const kind of limits.faults) {
+    const own = rng.fork(kind)
+    if (!own.chance(0.35)) continue
+    const count = own.between(1, kind === 'wipe' || kind === 'restore' ? 2 : 4)
+    for (let i = 0; i < count; i++) faults.push(drawFault(own, kind, own.pick(nodes).name, safetyMs))
+  }
+  return faults.sort((a, b) => a.at - b.at)
+}
+
+function drawFault(rng: Rng, kind: Fault['kind'], node: string, safetyMs: number): Fault {
+  const at = rng.int(safetyMs)
+  const forMs = Math.round(rng.delay(10, rng.pick([500, 5000, 15_000])))
+  switch (kind) {
+    case 'kill':
+    case 'power':
+      return { kind, at, node, forMs, atCall: rng.chance(0.5) ? rng.between(1, 6) : 0 }
+    case 'restore':
+      return { kind, at, node, forMs, backMs: rng.int(at + 1) }
+    case 'jump':
+      return { kind, at, node, byMs: rng.pick([-31_536_000_000, -600_000, -10_000, 10_000, 600_000, 31_536_000_000]) }
+    case 'partition':
+      return { kind, at, mode: rng.pick(['isolate', 'halves', 'bridge', 'asymmetric']), forMs }
+    case 'cut':
+      return { kind, at }
+    default:
+      return { kind, at, node, forMs }
+  }
+}

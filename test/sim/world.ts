@@ -1,0 +1,495 @@
+/**
+ * One simulated run: nodes on a kernel, a network and disks, a workload, faults, and at the end the checker.
+ *
+ * 1. Safety: messages are sent while the faults of the options happen.
+ * 2. Liveness: all faults end, what is down starts, and everything must drain within `drainMs` of virtual time.
+ * 3. Offline check: every disk is scanned, and the checker reads the history.
+ *
+ * The protocol is plugged in as a `NodeKind`. Nothing here knows how it stores or sends anything.
+ */
+import { PeerpostError, reasonOf } from '../../src/errors.js'
+import type { Durability, Outcome } from '../../src/message.js'
+import { type CheckReport, check, type Expectations, type ExpectedReport, type Verdict } from './check.js'
+import { type Effect, type HistoryEvent, type NewEvent, Recorder, type Via } from './history.js'
+import { type Death, Kernel, Life, SimClock, type WallClock } from './kernel.js'
+import { SimNetwork, type SimTransport } from './network.js'
+import type { Fault, NodeOptions, RunOptions } from './profile.js'
+import { type Lanes, Rng, Tape } from './random.js'
+import { CALM_DISK, SimDisk, type SimStore, type Snapshot } from './store.js'
+import { Workload } from './workload.js'
+
+/** A message of the workload. `value` is its body, and names it in the history. */
+export interface SimMessage {
+  readonly value: string
+  readonly queue: string
+  readonly key: string | undefined
+  /** The caller's own id, where there is one. */
+  readonly id: string | undefined
+}
+
+export type SendAnswer =
+  | { readonly kind: 'ok'; readonly class: Durability; readonly at: 'sender' | 'consumer'; readonly identity?: string }
+  /** `unknown`: it may arrive. Otherwise it never will. */
+  | { readonly kind: 'error'; readonly code: string; readonly unknown: boolean }
+
+/** What a handler sees of a message. `identity` is `space/route/sequence`; `via` is the incarnation that handed it over. */
+export interface SimDelivery {
+  readonly value: string
+  readonly key: string | undefined
+  readonly attempt: number
+  readonly redelivered: boolean
+  readonly identity?: string
+  readonly via?: Via
+}
+
+/** What a handler may do in the transaction that settles its message. */
+export interface SimTx {
+  put(key: string, value: string): void
+  send(message: SimMessage): void
+}
+
+export type Settlement = { readonly kind: 'done' } | { readonly kind: 'throw' | 'reject'; readonly reason: string }
+
+/** Where a process sits: its seams, what it has to do, and whom it tells. Gone with the process. */
+export interface Seat {
+  readonly name: string
+  readonly life: Life
+  readonly log: SimStore
+  readonly transport: SimTransport
+  readonly clock: SimClock
+  readonly endpoint: string
+  /** Endpoints that this node dials. */
+  readonly dials: readonly string[]
+  readonly node: NodeOptions
+  readonly options: RunOptions
+  /** Which nodes have a handler for a queue: for protocols that do not find out by themselves. */
+  consumersOf(queue: string): readonly string[]
+  /** A handler. It calls `settle` once, later or at once, or never; after the lease is lost the call means nothing. */
+  handle(delivery: SimDelivery, tx: SimTx, settle: (settlement: Settlement) => void): void
+  /** A loss of state was noticed. `peer` is the name of the node concerned. */
+  report(verdict: Verdict, peer: string): void
+  /** Incarnation `epoch` of a peer was accepted. */
+  accepted(peer: string, epoch: number): void
+  /** The sender was told what became of a message. */
+  outcome(value: string, outcome: Outcome): void
+  /** Fail-stop: the process ends here, and is started again by its supervisor. */
+  failed(reason: string): void
+}
+
+/** A running process of the protocol. When its life ends it is dropped without a call. */
+export interface SimNode {
+  /** `done` is called once, later, unless the process ends first. */
+  send(message: SimMessage, done: (answer: SendAnswer) => void): void
+  /** Nothing pending, in flight, running or in commit. */
+  quiet(): boolean
+  /** The counters of each route, for conservation. */
+  counts(): readonly RouteCount[]
+  /** Drains and closes; the process ends once `done` is called. */
+  close(done: () => void): void
+}
+
+export interface RouteCount {
+  readonly route: string
+  readonly accepted: number
+  readonly pending: number
+  readonly done: number
+  readonly dead: number
+  readonly expired: number
+}
+
+/** What a scan finds on a disk: a row that a handler has put, or a message in one of its places. */
+export type Fact =
+  | {
+      readonly kind: 'state'
+      readonly key: string
+      readonly value: string
+      readonly commit: number
+      readonly at: number
+    }
+  | {
+      readonly kind: 'dead' | 'expired' | 'pending'
+      readonly value: string
+      readonly identity?: string
+      readonly commit: number
+      readonly at: number
+    }
+
+/** The protocol under test. */
+export interface NodeKind {
+  /** Opens a node on its store and starts to listen and dial. May throw STORE_DAMAGED. */
+  start(seat: Seat): SimNode
+  /** Reads a disk without opening it. */
+  scan(disk: SimDisk): Iterable<Fact>
+}
+
+/** Why a run failed: a property of the checker, or `thrown`. */
+export interface Failure {
+  readonly property: string
+  readonly sentence: string
+}
+
+export interface RunResult {
+  readonly failure: Failure | null
+  readonly report: CheckReport | null
+  readonly history: readonly HistoryEvent[]
+  readonly hash: string
+  readonly events: number
+  readonly virtualMs: number
+  /** How often each kind of thing happened: faults, cuts, full disks. */
+  readonly counts: Readonly<Record<string, number>>
+  /** The choices of the run, where they were recorded. */
+  readonly lanes: Lanes | null
+}
+
+export interface RunExtras {
+  /** `record` notes all choices; a tape from a file dictates them. */
+  readonly tape?: 'record' | Lanes
+  readonly trace?: (at: number, node: string, label: string) => void
+}
+
+/** Runs the options once. The same options give the same result, to the hash. */
+export function runWorld(kind: NodeKind, options: RunOptions, extras: RunExtras = {}): RunResult {
+  const tape = extras.tape === undefined ? null : extras.tape === 'record' ? Tape.recording() : Tape.replay(extras.tape)
+  const world = new World(kind, options, tape)
+  if (extras.trace) world.kernel.trace = extras.trace
+  return world.run(tape)
+}
+
+/** One machine: its disk and wall clock outlive its processes. */
+interface Machine {
+  readonly options: NodeOptions
+  readonly disk: SimDisk
+  readonly wall: WallClock
+  life: Life | null
+  node: SimNode | null
+  incarnations: number
+  /** Facts of this disk that are already in the history. */
+  readonly seen: Set<string>
+}
+
+/** How often the drain is looked for, and how long it has to last. */
+const LOOK_MS = 100
+const SETTLE_MS = 2000
+
+class World {
+  readonly kernel: Kernel
+  readonly network: SimNetwork
+  readonly recorder: Recorder
+  readonly #kind: NodeKind
+  readonly #options: RunOptions
+  readonly #rng: Rng
+  readonly #machines = new Map<string, Machine>()
+  readonly #workload: Workload
+  readonly #required: ExpectedReport[] = []
+  readonly #allowed: ExpectedReport[] = []
+  readonly #counts: Record<string, number> = {}
+  #healed = false
+
+  constructor(kind: NodeKind, options: RunOptions, tape: Tape | null) {
+    this.#kind = kind
+    this.#options = options
+    this.#rng = new Rng(options.seed, tape).fork('run')
+    this.kernel = new Kernel(this.#rng)
+    this.network = new SimNetwork(this.kernel, this.#rng, options.network)
+    this.recorder = new Recorder(() => this.kernel.now)
+    const numbers = { last: 0 }
+    for (const node of options.nodes) {
+      const disk = new SimDisk(this.kernel, this.#rng, node.name, node.class, options.disk, numbers)
+      const machine: Machine = {
+        options: node,
+        disk,
+        wall: { offsetMs: 0 },
+        life: null,
+        node: null,
+        incarnations: 0,
+        seen: new Set(),
+      }
+      this.#machines.set(node.name, machine)
+    }
+    this.#workload = new Workload(options, this.#rng, this.kernel, this.recorder, (name) => this.#machines.get(name)!)
+  }
+
+  run(tape: Tape | null): RunResult {
+    let failure: Failure | null = null
+    let report: CheckReport | null = null
+    try {
+      report = this.#phases()
+      const problem = report.problems[0]
+      if (problem !== undefined) failure = { property: problem.property, sentence: problem.sentence }
+    } catch (thrown) {
+      failure = {
+        property: 'thrown',
+        sentence: thrown instanceof Error ? (thrown.stack ?? thrown.message) : reasonOf(thrown),
+      }
+    }
+    const counts = { ...this.#counts, ...this.network.counts }
+    for (const { disk } of this.#machines.values())
+      for (const [what, times] of Object.entries(disk.counts))
+        counts[`disk ${what}`] = (counts[`disk ${what}`] ?? 0) + times
+    return {
+      failure,
+      report,
+      history: this.recorder.events,
+      hash: this.kernel.hash(),
+      events: this.kernel.events,
+      virtualMs: this.kernel.now,
+      counts,
+      lanes: tape?.lanes() ?? null,
+    }
+  }
+
+  #phases(): CheckReport {
+    for (const machine of this.#machines.values()) this.#start(machine)
+    this.#workload.schedule()
+    for (const [index, fault] of this.#options.faults.entries()) this.#schedule(fault, this.#rng.fork(`fault ${index}`))
+    this.kernel.run(this.#options.safetyMs)
+    this.#heal()
+    const drained = this.#drain()
+    for (const machine of this.#machines.values()) this.#scan(machine, true)
+    const expectations: Expectations = {
+      inDoubt: this.#options.inDoubt,
+      drained: true,
+      drainWithinMs: this.#options.drainMs,
+      reports: this.#required,
+      allowedReports: this.#allowed,
+    }
+    if (drained) this.recorder.add('world', { f: 'drained' })
+    return check(this.recorder.events, expectations)
+  }
+
+  // --- processes -----------------------------------------------------------------------------------------------
+
+  #start(machine: Machine): void {
+    if (machine.life?.alive) return
+    const { name } = machine.options
+    const life = new Life(name, ++machine.incarnations)
+    machine.life = life
+    machine.node = null
+    life.atDeath((death) => this.#died(machine, life, death))
+    try {
+      const log = machine.disk.open(life)
+      machine.node = this.#kind.start(this.#seat(machine, life, log))
+    } catch (thrown) {
+      if (!(thrown instanceof PeerpostError) || thrown.code !== 'STORE_DAMAGED') throw thrown
+      // What an operator does with a damaged store: set it aside and start with an empty one.
+      life.die('kill')
+      this.#lose(machine, null)
+      this.#startLater(machine, 50)
+    }
+  }
+
+  #died(machine: Machine, life: Life, death: Death): void {
+    if (machine.life !== life) return
+    machine.node = null
+    this.#count(`died by ${death}`)
+    this.recorder.add(machine.options.name, { f: 'crash', kind: death, class: machine.options.class })
+    this.#workload.senderDied(machine.options.name)
+  }
+
+  #startLater(machine: Machine, afterMs: number): void {
+    this.kernel.after(afterMs, `start ${machine.options.name}`, () => this.#start(machine))
+  }
+
+  #seat(machine: Machine, life: Life, log: SimStore): Seat {
+    const { options } = machine
+    const { name } = options
+    // A process may die in the middle of a turn: what the rest of its turn says nobody hears.
+    const add = (event: NewEvent): void => {
+      if (life.alive) this.recorder.add(name, event)
+    }
+    const others = this.#options.nodes.filter((node) => node.name !== name)
+    const dialled = this.#options.bothDial ? others : others.filter((node) => node.name > name)
+    return {
+      name,
+      life,
+      log,
+      transport: this.network.transport(life),
+      clock: new SimClock(this.kernel, life, this.#rng, machine.wall),
+      endpoint: `sim://${name}`,
+      dials: dialled.map((node) => `sim://${node.name}`),
+      node: options,
+      options: this.#options,
+      consumersOf: (queue) => this.#options.nodes.filter((n) => n.consumes.includes(queue)).map((n) => n.name),
+      handle: (delivery, tx, settle) => this.#workload.handle(life, delivery, tx, settle),
+      report: (verdict, peer) => add({ f: 'report', verdict, peer }),
+      accepted: (peer, epoch) => add({ f: 'incarnation', peer, epoch }),
+      outcome: (value, outcome) => add({ f: 'outcome', value, outcome }),
+      failed: (reason) => this.#failStop(machine, life, reason),
+    }
+  }
+
+  #failStop(machine: Machine, life: Life, reason: string): void {
+    if (!life.alive) return
+    this.#count('fail-stop')
+    this.kernel.note(reason)
+    life.die('kill')
+    this.#startLater(machine, this.#rng.delay(50, 2000))
+  }
+
+  // --- faults --------------------------------------------------------------------------------------------------
+
+  #schedule(fault: Fault, rng: Rng): void {
+    if (fault.kind === 'restore') {
+      const machine = this.#machines.get(fault.node)
+      if (machine === undefined) return
+      this.kernel.at(fault.at - fault.backMs, 'backup', () => {
+        const snapshot = machine.disk.damaged ? null : machine.disk.snapshot()
+        this.kernel.at(fault.at, 'fault restore', () => this.#strike(fault, rng, snapshot))
+      })
+    } else this.kernel.at(fault.at, `fault ${fault.kind}`, () => this.#strike(fault, rng, null))
+  }
+
+  #strike(fault: Fault, rng: Rng, snapshot: Snapshot | null): void {
+    if (this.#healed) return
+    this.#count(`fault ${fault.kind}`)
+    if (fault.kind === 'cut') this.network.cutOne(rng)
+    else if (fault.kind === 'partition') {
+      this.network.partition(
+        fault.mode,
+        this.#options.nodes.map((node) => node.name),
+        rng,
+      )
+      this.kernel.after(fault.forMs, 'partition ends', () => this.network.heal())
+    } else {
+      const machine = this.#machines.get(fault.node)
+      if (machine !== undefined) this.#strikeNode(fault, machine, snapshot)
+    }
+  }
+
+  #strikeNode(fault: Exclude<Fault, { kind: 'cut' | 'partition' }>, machine: Machine, snapshot: Snapshot | null): void {
+    const { life, disk, wall } = machine
+    if (fault.kind === 'jump') {
+      wall.offsetMs += fault.byMs
+      return
+    }
+    if (fault.kind === 'full') {
+      disk.full = true
+      this.kernel.after(fault.forMs, 'disk has room', () => {
+        disk.full = false
+      })
+      return
+    }
+    if (life === null || !life.alive) return
+    if (fault.kind === 'pause') this.kernel.pause(life, fault.forMs)
+    else if (fault.kind === 'stop') this.#stop(machine, life, fault.forMs)
+    else if (fault.kind === 'kill' || fault.kind === 'power') this.#end(machine, life, fault)
+    else {
+      life.die('kill')
+      this.#lose(machine, fault.kind === 'restore' ? snapshot : null)
+      this.#startLater(machine, fault.forMs)
+    }
+  }
+
+  #end(machine: Machine, life: Life, fault: Fault & { kind: 'kill' | 'power' }): void {
+    life.atDeath(() => this.#startLater(machine, fault.forMs))
+    if (fault.atCall === 0) {
+      life.die(fault.kind)
+      return
+    }
+    let calls = fault.atCall
+    life.failpoint = () => (--calls <= 0 ? fault.kind : null)
+    this.kernel.after(500, 'fault at last', () => life.die(fault.kind))
+  }
+
+  #stop(machine: Machine, life: Life, forMs: number): void {
+    if (machine.node === null) return
+    life.atDeath(() => this.#startLater(machine, forMs))
+    machine.node.close(() => life.die('kill'))
+    // Whoever does not close in time is killed, as a supervisor does.
+    this.kernel.after(15_000, 'supervisor loses patience', () => life.die('kill'))
+  }
+
+  /** The store loses what it had since a backup, or everything. Its facts are written down before they are gone. */
+  #lose(machine: Machine, snapshot: Snapshot | null): void {
+    const { disk, options } = machine
+    const { name } = options
+    const lost = this.#scan(machine, false).filter((effect) => effect.commit > (snapshot?.commit ?? -1))
+    if (snapshot === null) {
+      disk.wipe()
+      this.recorder.add(name, { f: 'wipe', store: name })
+      this.#allowed.push({ about: name, verdicts: ['RECEIVER_RESET', 'SENDER_RESET'] })
+    } else {
+      disk.restore(snapshot)
+      this.recorder.add(name, { f: 'restore', store: name, to: snapshot.commit, toT: snapshot.at })
+      this.#allowed.push({ about: name, verdicts: ['RECEIVER_ROLLBACK', 'SENDER_ROLLBACK', 'FENCED', 'STALE_ROUTE'] })
+    }
+    this.#count(snapshot === null ? 'store wiped' : 'store restored')
+    // Effects for others that are gone must be told of, unless the other lost its own memory of them.
+    const others = lost.filter(({ value }) => !value.startsWith(`${name}-`) && !value.includes('>'))
+    const witnesses = others.filter(({ value }) => !this.#hasLost(value.split('-')[0]!))
+    if (witnesses.length > 0)
+      this.#required.push({
+        about: name,
+        verdicts: snapshot === null ? ['RECEIVER_RESET', 'SENDER_RESET'] : ['RECEIVER_ROLLBACK', 'SENDER_ROLLBACK'],
+      })
+  }
+
+  #hasLost(name: string): boolean {
+    return this.#options.faults.some((f) => (f.kind === 'wipe' || f.kind === 'restore') && f.node === name)
+  }
+
+  // --- the end -------------------------------------------------------------------------------------------------
+
+  #heal(): void {
+    this.#healed = true
+    this.recorder.add('world', { f: 'heal' })
+    this.network.heal()
+    const { delayMs, connectMs, highWaterBytes, dialTimeoutMs } = this.#options.network
+    const off = { cutRate: 0, halfOpenRate: 0, holdRate: 0, clogRate: 0, corruptRate: 0, refuseRate: 0, clogMs: 0 }
+    this.network.options = { delayMs, connectMs, highWaterBytes, dialTimeoutMs, ...off }
+    this.#workload.heal()
+    for (const machine of this.#machines.values()) {
+      machine.disk.options = { ...CALM_DISK, commitMs: this.#options.disk.commitMs }
+      machine.disk.full = false
+      if (machine.life?.alive) {
+        machine.life.failpoint = null
+        this.kernel.resume(machine.life)
+      } else this.#startLater(machine, 0)
+    }
+  }
+
+  /** Runs until nobody has anything left to do, and for some time after. */
+  #drain(): boolean {
+    let quietSince = Number.POSITIVE_INFINITY
+    const deadline = this.kernel.now + this.#options.drainMs
+    while (this.kernel.now < deadline) {
+      this.kernel.run(this.kernel.now + LOOK_MS)
+      const up = [...this.#machines.values()]
+      const quiet =
+        this.#workload.quiet() && up.every(({ node, life }) => life?.alive === true && node?.quiet() === true)
+      if (!quiet) quietSince = Number.POSITIVE_INFINITY
+      else quietSince = Math.min(quietSince, this.kernel.now)
+      if (this.kernel.now - quietSince < SETTLE_MS) continue
+      for (const { node, options } of up)
+        for (const count of node!.counts()) this.recorder.add(options.name, { f: 'count', ...count })
+      return true
+    }
+    return false
+  }
+
+  /** Writes what is on a disk into the history, and gives its effects. */
+  #scan(machine: Machine, last: boolean): Effect[] {
+    const { name } = machine.options
+    const effects: Effect[] = []
+    for (const fact of this.#kind.scan(machine.disk)) {
+      if (fact.kind === 'pending' && !last) continue
+      const { commit } = fact
+      const id = `${fact.kind} ${commit} ${fact.kind === 'state' ? fact.key : fact.value}`
+      if (fact.kind === 'state') {
+        const effect = this.#workload.effectOf(fact, name)
+        if (effect === null) continue
+        effects.push({ p: name, n: 0, t: fact.at, ...effect })
+        if (!machine.seen.has(id)) this.recorder.add(name, effect, fact.at)
+      } else if (!machine.seen.has(id)) {
+        const { kind: f, value, identity } = fact
+        this.recorder.add(name, { f, value, identity, store: name, commit }, fact.at)
+      }
+      machine.seen.add(id)
+    }
+    return effects
+  }
+
+  #count(what: string): void {
+    this.#counts[what] = (this.#counts[what] ?? 0) + 1
+  }
+}
