@@ -4,7 +4,7 @@
  * process died, which runs alone (G10).
  */
 import type { Held, LocalConsumer } from './hold.js'
-import { DueHeap } from './queue.js'
+import { Deque, DueHeap } from './queue.js'
 
 /** Someone who takes messages of a consumer: a handler, or one pull. */
 export interface Taker {
@@ -21,7 +21,10 @@ export interface Taker {
 export class Handlers {
   readonly #takers = new Map<LocalConsumer, Taker[]>()
   readonly #of = new Map<Held, Taker>()
-  readonly #leases = new DueHeap<{ held: Held; until: number }>()
+  /** Running messages in the order in which they started, by the length of their lease: the first one's end is next. */
+  readonly #leases = new Map<number, Deque<Held>>()
+  /** Those that asked for more time. */
+  readonly #extended = new DueHeap<{ held: Held; until: number }>()
   /** Were running at the crash, or follow one that was. */
   readonly #suspects: Held[] = []
   #alone: Held | null = null
@@ -119,7 +122,12 @@ export class Handlers {
     held.consumer.running++
     this.#running++
     this.#of.set(held, taker)
-    this.#leases.add(held.leaseUntil, { held, until: held.leaseUntil })
+    let leases = this.#leases.get(taker.leaseMs)
+    if (!leases) {
+      leases = new Deque()
+      this.#leases.set(taker.leaseMs, leases)
+    }
+    leases.push(held)
     if (taker.isPull) this.#measure(held.consumer)
   }
 
@@ -127,7 +135,8 @@ export class Handlers {
   extend(held: Held, ms: number, now: number): boolean {
     if (held.state !== 'running' || !this.#of.has(held)) return false
     held.leaseUntil = now + ms
-    this.#leases.add(held.leaseUntil, { held, until: held.leaseUntil })
+    held.isExtended = true
+    this.#extended.add(held.leaseUntil, { held, until: held.leaseUntil })
     return true
   }
 
@@ -148,15 +157,35 @@ export class Handlers {
   }
 
   get nextDue(): number {
-    return this.#leases.nextDue
+    let next = this.#extended.nextDue
+    for (const leases of this.#leases.values()) {
+      const first = this.#firstOf(leases)
+      if (first && first.leaseUntil < next) next = first.leaseUntil
+    }
+    return next
+  }
+
+  /** The first that still runs; what has ended is let go. */
+  #firstOf(leases: Deque<Held>): Held | undefined {
+    for (let first = leases.at(0); first; first = leases.at(0)) {
+      if (this.#of.has(first) && !first.isExtended) return first
+      leases.shift()
+    }
+    return undefined
   }
 
   /** Messages whose lease is over. */
   tick(now: number): Held[] {
     const lost: Held[] = []
-    for (let lease = this.#leases.takeDue(now); lease; lease = this.#leases.takeDue(now)) {
+    for (let lease = this.#extended.takeDue(now); lease; lease = this.#extended.takeDue(now)) {
       const { held, until } = lease
       if (held.leaseUntil === until && this.#of.has(held)) lost.push(held)
+    }
+    for (const leases of this.#leases.values()) {
+      for (let first = this.#firstOf(leases); first && first.leaseUntil <= now; first = this.#firstOf(leases)) {
+        lost.push(first)
+        leases.shift()
+      }
     }
     return lost
   }

@@ -81,6 +81,7 @@ export class Held {
   /** Monotonic; Infinity without expiry. */
   expiresAt = Number.POSITIVE_INFINITY
   leaseUntil = 0
+  isExtended = false
   /** How it ends, once that is decided. */
   outcome: 'done' | 'dead' | 'expired' = 'done'
 

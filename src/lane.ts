@@ -86,7 +86,7 @@ export class Entry {
     readonly end: number,
     /** Milliseconds since 1970. */
     readonly created: number,
-    readonly sent: Sent | null,
+    public sent: Sent | null,
   ) {}
 
   get bytes(): number {
@@ -265,6 +265,22 @@ export class Lane {
       this.slots.shift()
       this.base++
     }
+  }
+
+  /** The entry of a message number: numbers rise with sequences. */
+  findNumber(number: number): Entry | undefined {
+    for (const entry of this.stragglers.values()) if (entry.number === number) return entry
+    let low = 0
+    let high = this.slots.length - 1
+    while (low <= high) {
+      let middle = (low + high) >> 1
+      while (middle > low && this.slots.at(middle) === undefined) middle--
+      const entry = this.slots.at(middle)
+      if (entry?.number === number) return entry
+      if (entry === undefined || entry.number < number) low = Math.max(middle, (low + high) >> 1) + 1
+      else high = middle - 1
+    }
+    return undefined
   }
 
   /** All entries in memory, in order. */

@@ -137,6 +137,11 @@ export class Links {
   #packet(link: LinkConnection, packet: Buffer): void {
     if (!this.#open.has(link)) return
     link.lastHeard = this.clock.now()
+    if (link.state === 'welcome') {
+      // The other side may be up before our own row of it is durable; it has not yet any credit.
+      link.early.push(packet)
+      return
+    }
     try {
       readPacket(packet, (type, start, end) => {
         if (link.state === 'up') this.#upFrame(link, packet, type, start, end)
@@ -223,6 +228,7 @@ export class Links {
     this.events.up(link)
     this.events.changed(this.#statusOf(link.peer, link))
     this.flush(link)
+    for (const packet of link.early.splice(0)) this.#packet(link, packet)
   }
 
   #lower(link: LinkConnection): void {

@@ -59,6 +59,8 @@ export const LIMITS = {
   maxIdleMs: 30 * 24 * 3600 * 1000,
   commitTimeoutMs: 60_000,
   closeMs: 10_000,
+  replyMs: 60_000,
+  ephemeralIdleMs: 60_000,
 } as const
 
 // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for

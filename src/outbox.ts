@@ -74,6 +74,9 @@ export class Outbox {
   #failovers = new DueHeap<{ peer: PeerId; down: number }>()
   #down = new Map<PeerId, number>()
   #doubt = new Map<PeerId, Set<Entry>>()
+  /** Outcomes whose rows are not durable yet. */
+  readonly #unwritten = new Map<string, Outcome>()
+  #unwrittenWriting: string[] = []
   /** Messages whose end someone awaits, by number; they may be on disk only. */
   readonly #watched = new Map<string, Sent>()
   #slab = Buffer.allocUnsafeSlow(SLAB_BYTES)
@@ -159,7 +162,7 @@ export class Outbox {
 
   nextId(): { id: string; number: number } {
     const number = ++this.#number
-    return { id: this.#idPrefix + number.toString(36), number }
+    return { id: this.idOf(number), number }
   }
 
   /** Would a message of so many bytes pass the quota? Decided before anything leaves (rule P6). */
@@ -183,6 +186,7 @@ export class Outbox {
 
   #appendTo(route: Route, draft: Draft, sent: Sent, isMemory: boolean, slab: Buffer, start: number, end: number, wall: number, now: number): void {
     const lane = this.#lane(route, isMemory)
+    const isBehind = !isMemory && route.isBehind(route.order === 'strict' || draft.key !== '')
     const entry = new Entry(route, lane, lane.next++, sent.number, slab, start, end, wall, sent)
     entry.lower = draft.lower
     entry.rank = DURABILITY_RANK[draft.durability]
@@ -194,7 +198,7 @@ export class Outbox {
       this.#confirm(entry, 'sender', 'memory')
     } else {
       this.#wanted.push(entry)
-      if (route.isBehind(route.order === 'strict' || draft.key !== '')) {
+      if (isBehind) {
         entry.state = 'spilled'
         return
       }
@@ -279,6 +283,7 @@ export class Outbox {
     for (const change of this.#lazy) batch.push(change)
     this.#changes = []
     this.#lazy = []
+    this.#unwrittenWriting = [...this.#unwritten.keys()]
     if (batch.length > 0) for (const route of this.routes.values()) if (route.dirty) this.#collectCounters(route, batch)
   }
 
@@ -318,6 +323,8 @@ export class Outbox {
       this.#active.add(entry.route)
     }
     this.#writing = []
+    for (const name of this.#unwrittenWriting) this.#unwritten.delete(name)
+    this.#unwrittenWriting = []
     for (const entry of this.#expiryWritten) this.#finish(entry, 'expired', null)
     this.#expiryWritten = []
   }
@@ -600,7 +607,11 @@ export class Outbox {
     else if (outcome !== 'expired') route.counters[outcome]++
     if (entry.write === 'writing' || entry.write === 'durable')
       this.#lazy.push(rows.remove(rows.recordKey(route.number, lane.epoch, entry.sequence)))
-    if (outcome === 'dead' && !lane.isMemory) this.#lazy.push(rows.put(rows.outcomeKey(lane.epoch, entry.number), outcome))
+    if (outcome === 'dead' && !lane.isMemory) {
+      this.#lazy.push(rows.put(rows.outcomeKey(lane.epoch, entry.number), outcome))
+      this.#unwritten.set(watchName(lane.space, entry.number), outcome)
+    }
+    if (entry.expiresAt !== Number.POSITIVE_INFINITY) this.#expiries.settle(isSettled)
     route.dirty = true
     route.inMemory--
     route.inMemoryBytes -= entry.bytes
@@ -672,6 +683,19 @@ export class Outbox {
     return failed
   }
 
+  /** Subscriptions and reply routes whose peer has stayed away for too long: their backlog expires. Gives them. */
+  sweep(now: number, ephemeralIdleMs: number): Route[] {
+    const idle: Route[] = []
+    for (const route of [...this.routes.values()]) {
+      if (route.kind !== 'topic' && route.kind !== 'reply') continue
+      const idleMs = route.durable ? this.limits.maxIdleMs : ephemeralIdleMs
+      if (route.consumers.length > 0 || now - route.idleSince < idleMs) continue
+      if (route.pending > 0) idle.push(route)
+      this.dropRoute(route, now)
+    }
+    return idle
+  }
+
   /** Hands out what may go. */
   pump(wallNow: number): void {
     for (const route of this.#active) route.pump(wallNow, this.#wantTouch)
@@ -698,9 +722,26 @@ export class Outbox {
     }
   }
 
-  /** Someone awaits the end of a message: it is told even if the message leaves memory meanwhile. */
-  watch(sent: Sent, space: SpaceId = this.incarnation.space): void {
-    if (sent.unsettled > 0) this.#watched.set(watchName(space, sent.number), sent)
+  /**
+   * Someone awaits the end of a message: it is told even if the message leaves memory meanwhile. False where it is
+   * finished already and was not in memory to be told of.
+   */
+  watch(sent: Sent, space: SpaceId = this.incarnation.space): boolean {
+    if (sent.unsettled === 0) return false
+    let isSomewhere = false
+    for (const lane of this.#lanes.values()) {
+      if (lane.space !== space) continue
+      const entry = lane.findNumber(sent.number)
+      if (entry) entry.sent = sent
+      isSomewhere ||= entry !== undefined || lane.loadedTo < lane.next
+    }
+    if (isSomewhere) this.#watched.set(watchName(space, sent.number), sent)
+    return isSomewhere
+  }
+
+  /** The generated id of a message number of this incarnation. */
+  idOf(number: number): string {
+    return this.#idPrefix + number.toString(36)
   }
 
   /** What is awaited, to be carried over to the next incarnation of this process. */
@@ -758,11 +799,47 @@ export class Outbox {
     return { isOurs, isPending: isPending || this.#wanted.some((entry) => entry.number === number), onDisk: lanes.filter((lane) => lane.loadedTo < lane.next) }
   }
 
+  /** The outcome of a message whose row is not written yet. */
+  recentOutcome(space: string, number: number): Outcome | null {
+    for (const entry of [...this.#expiring, ...this.#expiryWritten]) if (entry.lane.space === space && entry.number === number) return 'expired'
+    return this.#unwritten.get(watchName(space, number)) ?? null
+  }
+
+  /** Where a message is in each of its routes, in sentences. */
+  *storyOf(space: string, number: number): Iterable<string> {
+    for (const lane of this.#lanes.values()) {
+      if (lane.space !== space) continue
+      for (const entry of lane.entries()) if (entry.number === number) yield sentenceOf(entry)
+    }
+  }
+
+  /** Messages that nobody has confirmed: what a fail-stop leaves unknown. */
+  *unconfirmed(): Iterable<Sent> {
+    for (const entry of [...this.#wanted, ...this.#writing]) if (entry.sent && !entry.confirmed) yield entry.sent
+    for (const lane of this.#lanes.values()) for (const entry of lane.entries()) if (entry.sent && !entry.confirmed) yield entry.sent
+  }
+
   /** Space and number that an id tells (rule P18), or null where it is a caller's own. */
   static parseId(id: string): { space: string; number: number } | null {
     const match = /^([A-Za-z0-9_-]{22})\.([0-9a-z]{1,10})$/.exec(id)
     if (!match) return null
     return { space: Buffer.from(match[1]!, 'base64url').toString('hex'), number: Number.parseInt(match[2]!, 36) }
+  }
+}
+
+function sentenceOf(entry: Entry): string {
+  const where = `In ${entry.route.kind} "${entry.route.name}" (group ${entry.route.group || 'default'})`
+  const tries = entry.attempts > 0 ? ` after ${entry.attempts} failed deliveries` : ''
+  const log = entry.write === 'none' ? 'kept in memory' : entry.write === 'durable' ? 'in the log' : 'on its way to the log'
+  switch (entry.state) {
+    case 'out':
+      return `${where} it is with ${entry.target?.peer}${tries}, ${log}.`
+    case 'doubt':
+      return `${where} it may be with ${entry.doubtAt}, whose link is down, ${log}.`
+    case 'waiting':
+      return `${where} it waits for its time${tries}, ${log}.`
+    default:
+      return `${where} it waits for a consumer${tries}, ${log}.`
   }
 }
 
@@ -775,6 +852,7 @@ export interface ResumeAnswer {
 }
 
 const SLAB_BYTES = 256 * 1024
+const isSettled = (entry: Entry): boolean => entry.state === 'settled'
 const watchName = (space: string, number: number): string => `${space}/${number}`
 const laneName = (space: string, number: number): string => `${space}/${number}`
 const routeName = (kind: string, name: string, group: string, owner: string): string => `${kind}/${name}/${group}/${owner}`

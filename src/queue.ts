@@ -60,9 +60,18 @@ export class Deque<Item> {
 export class DueHeap<Item> {
   #heap: Array<{ due: number; order: number; item: Item }> = []
   #order = 0
+  #over = 0
 
   get length(): number {
     return this.#heap.length
+  }
+
+  /** One of the items needs no more waking; once that is half of them, those that `isOver` names are let go. */
+  settle(isOver: (item: Item) => boolean): void {
+    if (++this.#over < 1024 || this.#over * 2 < this.#heap.length) return
+    const kept = this.#heap.filter((node) => !isOver(node.item)).sort((a, b) => (before(a, b) ? -1 : 1))
+    this.#heap = kept
+    this.#over = 0
   }
 
   /** The earliest due time, or Infinity. */

@@ -15,7 +15,7 @@ import { Links, type Network } from './links.js'
 import type { Change, CommitResult, Durability, Log } from './log/log.js'
 import * as rows from './log/rows.js'
 import type { DestinationKind, PeerEvents, PeerId, SpaceId, StateLoss } from './message.js'
-import type { Limits } from './options.js'
+import { LIMITS, type Limits } from './options.js'
 import type { Draft } from './outbox.js'
 import type { Route } from './route.js'
 import { openStore, type Opened } from './restore.js'
@@ -160,7 +160,27 @@ export class Turn {
     if (this.failure !== null || this.#isDead) return
     this.failure = error
     this.kill()
+    const unknown = new PeerpostError('UNKNOWN', `The peer stopped before this was confirmed: ${error.message} Send it again with the same id.`, error)
+    if (this.#isOpen) for (const sent of new Set(this.store.outbox.unconfirmed())) sent.onConfirmed?.(sent, unknown)
+    for (const reject of this.#onFailure) reject(unknown)
     this.options.emit('failed', error)
+  }
+
+  readonly #onFailure = new Set<(error: Error) => void>()
+
+  /** Someone waits for more than a confirmation and must hear of a fail-stop; calling the result forgets it. */
+  onFailure(reject: (error: Error) => void): () => void {
+    this.#onFailure.add(reject)
+    return () => this.#onFailure.delete(reject)
+  }
+
+  /** Ends in order: says BYE to all. What was begun has been waited for. */
+  close(): void {
+    if (this.#isDead) return
+    this.#flush()
+    this.links.close('CLOSED')
+    this.#isDead = true
+    this.#timer?.()
   }
 
   /** Runs `work` of the shell; a broken invariant or a damaged row stops the peer. */
@@ -328,6 +348,8 @@ export class Turn {
     this.#nextBeat = now + this.options.limits.heartbeatMs
     this.#isBeat = true
     this.links.beat(now)
+    for (const route of this.store.outbox.sweep(now, LIMITS.ephemeralIdleMs))
+      this.options.emit('warning', { code: 'SUBSCRIPTION_IDLE', message: `The subscription "${route.name}" stayed away for too long: its backlog has expired.` })
   }
 
   /** Called with a message whose lease is over, so that its handler can be told. */

@@ -7,19 +7,19 @@
  * - binary keys and values: LMDB orders keys by their bytes, and nothing of lmdb-js's own encoding reaches the disk.
  * - commits use the asynchronous interface only: a synchronous one can block for good after a failed flush.
  *
- * A stored value is `value, CRC-32 of value and key` (4 bytes, little-endian): a byte that flipped, and a value that
- * ended up under another key, are both seen. One row beyond all keys of the caller holds the store's id.
+ * What a row looks like on the disk is in `row.ts`; how the file is checked before LMDB maps it, in `pages.ts`; how a
+ * store is created, held and recognised, in `folder.ts`.
  */
 import * as fs from 'node:fs'
 import { promisify } from 'node:util'
-import { crc32 } from 'node:zlib'
 import { open } from 'lmdb'
 import type { Cancel, Clock } from '../clock.js'
-import { invariant, PeerpostError, reasonOf } from '../errors.js'
+import { PeerpostError, reasonOf } from '../errors.js'
 import { checkInteger, LIMITS } from '../options.js'
 import { currentBootId, FORMAT, notWritable, StoreFolder, type StoreRecord } from './folder.js'
 import type { Change, CommitResult, Log } from './log.js'
 import { bytesInUse, Damage, type Depth, readMeta, walkTrees } from './pages.js'
+import { frame, growthOf, IDENTITY_KEY, isSound, nameOf, PAGE_BYTES, SLAB_BYTES, unframe } from './row.js'
 
 export interface LmdbLogOptions {
   /** The store's folder; made with mode 0700 if it is missing. */
@@ -72,25 +72,18 @@ interface RangeOptions {
   readonly inclusiveEnd?: boolean
 }
 
-const KEY_BYTES = 512
-const VALUE_BYTES = 1024 * 1024
-const CRC_BYTES = 4
-/** LMDB's own bytes for a row: node header and its slot. */
-const ROW_BYTES = 10
-/** A larger row goes to pages of its own. */
-const INLINE_BYTES = 2000
-const PAGE_BYTES = 4096
-const SLAB_BYTES = 4 * 1024 * 1024
 /** lmdb-js blocks the thread at 300,000 writes under way. */
 const CHANGES_UNDER_WAY = 200_000
+/** More than any address space has room to map. */
+const QUOTA_MAX_BYTES = 2 ** 45
 const FILE_CHECK_MS = 1000
 /** Up to this size the form of every page is checked at each open; above it, only that of the branch pages. */
 const QUICK_CHECK_BYTES = 64 * 1024 * 1024
-/** Sorts after every key a caller may use. */
-const IDENTITY_KEY = Buffer.alloc(KEY_BYTES + 1, 0xff)
 const EIO = 5
 /** What a batch may need beyond its own bytes: copies of the pages that it changes. */
 const SHORT_OF_ROOM_BYTES = 1024 * 1024
+/** What LMDB answers when a page is not what it has to be: PAGE_NOTFOUND, CORRUPTED, INVALID. */
+const DAMAGED: readonly number[] = [-30797, -30796, -30793]
 const NO_SPACE: readonly unknown[] = [28 /* ENOSPC */, 122 /* EDQUOT */, -30792 /* MDB_MAP_FULL */]
 
 const fdatasync = promisify(fs.fdatasync)
@@ -99,6 +92,9 @@ const fdatasync = promisify(fs.fdatasync)
  * Opens the store in `dir`, or creates it. It is this process's alone until the log is closed.
  * Throws STORE_IN_USE, STORE_NOT_WRITABLE, STORE_FILESYSTEM, STORE_FORMAT, STORE_DAMAGED, OPTION_INVALID. A damaged
  * store is never opened empty and nothing of it is ever deleted.
+ *
+ * The class is the store's own. A `process` store opened as `disk` is flushed as a whole and is a `disk` store from
+ * then on. A `disk` store is not opened as `process`: that would put at risk what was promised to survive a power cut.
  */
 export async function openLmdbLog(options: LmdbLogOptions): Promise<OpenedLog> {
   const { dir, durability, clock } = options
@@ -107,7 +103,7 @@ export async function openLmdbLog(options: LmdbLogOptions): Promise<OpenedLog> {
       'OPTION_INVALID',
       `durability of a store must be process or disk, not ${String(durability)}.`,
     )
-  checkInteger('quotaBytes', options.quotaBytes, 1024 * 1024, Number.MAX_SAFE_INTEGER)
+  checkInteger('quotaBytes', options.quotaBytes, 1024 * 1024, QUOTA_MAX_BYTES)
   const folder = await StoreFolder.take({
     dir,
     clock,
@@ -393,12 +389,20 @@ class LmdbLog implements Log {
     // As long as LMDB may still write, the folder stays taken; it ends with the process.
     if (this.#hangs) return
     await this.#database.close()
-    if (this.#failure === null) {
-      fs.fsyncSync(this.#fd)
-      this.#folder.writeRecord({ ...this.#record, state: 'closed' })
-    }
+    if (this.#failure === null) this.#markClosed()
     fs.closeSync(this.#fd)
     await this.#folder.release()
+  }
+
+  /** Only a store that is known to be on the disk as a whole is marked; without the mark the next open looks closer. */
+  #markClosed(): void {
+    try {
+      fs.fsyncSync(this.#fd)
+      if (this.#isFileGone()) throw new Error(this.#goneReason)
+      this.#folder.writeRecord({ ...this.#record, state: 'closed' })
+    } catch (error) {
+      this.#fail(`The store could not be closed cleanly: ${reasonOf(error)}`)
+    }
   }
 
   /** Why a batch cannot even be tried. */
@@ -461,7 +465,8 @@ class LmdbLog implements Log {
     ).catch((c: unknown) => c)
     const reason = reasonOf(cause)
     const code = (cause as { code?: unknown }).code
-    if (NO_SPACE.includes(code) || (code === EIO && (await this.#isShortWrite(entry))))
+    const isFull = NO_SPACE.includes(code) || (code === EIO && (await this.#isShortWrite(entry)))
+    if (isFull && this.#canRead())
       this.#settle(entry, { kind: 'full', reason: `There is no room on the disk: ${reason}.` })
     else this.#fail(`A commit failed: ${reason}.`)
   }
@@ -477,6 +482,16 @@ class LmdbLog implements Log {
       () => true,
       () => false,
     )
+  }
+
+  /** Whether LMDB still works: once a meta page could not be written, it refuses everything, or never answers. */
+  #canRead(): boolean {
+    try {
+      this.#database.resetReadTxn()
+      return this.#database.getBinary(IDENTITY_KEY) !== undefined
+    } catch {
+      return false
+    }
   }
 
   #settle(entry: Entry, result: CommitResult): void {
@@ -560,68 +575,10 @@ class LmdbLog implements Log {
     } catch (error) {
       const code = (error as { code?: unknown }).code
       if (typeof code !== 'number') throw error
-      throw new PeerpostError(
-        'STORE_DAMAGED',
-        `The store ${this.#folder.dir} cannot be read: ${reasonOf(error)}. Restore it from a backup.`,
-        error,
-      )
+      const reason = `The store ${this.#folder.dir} cannot be read: ${reasonOf(error)}.`
+      this.#fail(reason)
+      if (DAMAGED.includes(code)) throw new PeerpostError('STORE_DAMAGED', `${reason} Restore it from a backup.`, error)
+      throw new PeerpostError('FAILED', `${reason} Stop the peer, look at the disk, and start it again.`, error)
     }
   }
 }
-
-/** What a batch can add to the rows, in bytes; what it replaces or removes is not taken off. */
-function growthOf(batch: readonly Change[]): number {
-  let bytes = 0
-  for (const { key, value } of batch) {
-    invariant(key.length > 0 && key.length <= KEY_BYTES, 'a key of the log has 1 to 512 bytes')
-    if (value === null) continue
-    invariant(value.length <= VALUE_BYTES, 'a value of the log has at most 1 MiB')
-    const size = key.length + value.length + CRC_BYTES + ROW_BYTES
-    bytes += size <= INLINE_BYTES ? size : Math.ceil((size + 64) / PAGE_BYTES) * PAGE_BYTES
-  }
-  return bytes
-}
-
-/**
- * The stored form of each value, undefined for a removal. They share a few large buffers: one address to look up and
- * few objects to collect, and the key can be put behind its value for the checksum without a copy of either.
- */
-function frame(batch: readonly Change[]): (Buffer | undefined)[] {
-  let left = 0
-  for (const { value } of batch) if (value !== null) left += value.length + CRC_BYTES
-  let slab = Buffer.alloc(0)
-  let at = 0
-  return batch.map(({ key, value }) => {
-    if (value === null) return undefined
-    const size = value.length + CRC_BYTES
-    const room = size + key.length
-    if (at + room > slab.length) {
-      slab = Buffer.allocUnsafeSlow(Math.max(room, Math.min(left + KEY_BYTES + 1, SLAB_BYTES)))
-      at = 0
-    }
-    const start = at
-    const end = at + value.length
-    value.copy(slab, start)
-    key.copy(slab, end)
-    slab.writeUInt32LE(crc32(slab.subarray(start, end + key.length)), end)
-    at += size
-    left -= size
-    return slab.subarray(start, at)
-  })
-}
-
-function isSound(key: Buffer, stored: Buffer): boolean {
-  const end = stored.length - CRC_BYTES
-  return end >= 0 && crc32(key, crc32(stored.subarray(0, end))) === stored.readUInt32LE(end)
-}
-
-/** The value of a stored row. Throws STORE_DAMAGED. */
-function unframe(dir: string, key: Buffer, stored: Buffer): Buffer {
-  if (isSound(key, stored)) return stored.subarray(0, stored.length - CRC_BYTES)
-  throw new PeerpostError(
-    'STORE_DAMAGED',
-    `The row ${nameOf(key)} of the store ${dir} does not fit its checksum: bytes on the disk changed. Check the disk and restore the folder from a backup.`,
-  )
-}
-
-const nameOf = (key: Buffer): string => (key.equals(IDENTITY_KEY) ? 'with the id of the store' : key.toString('hex'))

@@ -211,3 +211,9 @@ export function privately(bind: () => void): void {
     if (mask !== null) process.umask(mask)
   }
 }
+
+/** Does an endpoint, as it is written, stay on this machine? Names other than `localhost` are not trusted to. */
+export function isLoopbackEndpoint(endpoint: string): boolean {
+  const read = parseEndpoint(endpoint, Object.keys(KINDS))
+  return read.kind !== 'host' || read.host === 'localhost' || isLoopback(read.host)
+}

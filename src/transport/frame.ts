@@ -6,6 +6,7 @@
  */
 import { Packr } from 'msgpackr'
 import { PeerpostError, reasonOf } from '../errors.js'
+import { PACKET_HEADROOM, reserveHeadroom } from './packet.js'
 import { MAX_PACKET_BYTES } from './transport.js'
 
 export const PROTOCOL_VERSION = 1
@@ -128,18 +129,13 @@ function checkMany(bytes: Buffer, at: number, count: number, depth: number): num
 
 /** A packet under construction: frames are appended where they will be sent from. */
 export class PacketWriter {
-  #slab = Buffer.allocUnsafeSlow(SLAB_BYTES)
-  #start = 0
-  #at = 0
+  #slab = freshSlab(SLAB_BYTES)
+  #start = PACKET_HEADROOM
+  #at = PACKET_HEADROOM
   #full: Buffer[] = []
 
   get isEmpty(): boolean {
     return this.#at === this.#start && this.#full.length === 0
-  }
-
-  /** Bytes waiting to be taken. */
-  get bytes(): number {
-    return this.#full.reduce((sum, packet) => sum + packet.length, this.#at - this.#start)
   }
 
   /** Makes room for a frame of `length` bytes (type included), writes its length, and gives the offset of its type. */
@@ -147,9 +143,9 @@ export class PacketWriter {
     const need = length + 4
     if (this.#at - this.#start + need > PACKET_BYTES && this.#at > this.#start) this.#cut()
     if (this.#at + need > this.#slab.length) {
-      if (this.#at > this.#start) this.#cut()
-      this.#slab = Buffer.allocUnsafeSlow(Math.max(SLAB_BYTES, need))
-      this.#start = this.#at = 0
+      if (this.#at > this.#start) this.#full.push(this.#slab.subarray(this.#start, this.#at))
+      this.#slab = freshSlab(Math.max(SLAB_BYTES, need + PACKET_HEADROOM))
+      this.#start = this.#at = PACKET_HEADROOM
     }
     this.#slab.writeUInt32BE(length, this.#at)
     const at = this.#at + 4
@@ -157,9 +153,17 @@ export class PacketWriter {
     return at
   }
 
+  /** Closes the packet; the next one starts behind room for its header, which a stream transport writes in place. */
   #cut(): void {
     this.#full.push(this.#slab.subarray(this.#start, this.#at))
-    this.#start = this.#at
+    const start = this.#at + PACKET_HEADROOM
+    if (start + 64 > this.#slab.length) {
+      this.#slab = freshSlab(SLAB_BYTES)
+      this.#start = this.#at = PACKET_HEADROOM
+      return
+    }
+    reserveHeadroom(this.#slab, this.#at)
+    this.#start = this.#at = start
   }
 
   /** A data frame, copied from where it is kept, with what belongs to this connection written over. */
@@ -229,12 +233,12 @@ export class PacketWriter {
     this.#full = []
     return packets
   }
+}
 
-  /** Drops what was not taken: the connection it was for is gone. */
-  clear(): void {
-    this.#full = []
-    this.#start = this.#at
-  }
+function freshSlab(bytes: number): Buffer {
+  const slab = Buffer.allocUnsafeSlow(bytes)
+  reserveHeadroom(slab, 0)
+  return slab
 }
 
 const SLAB_BYTES = 128 * 1024

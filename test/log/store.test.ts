@@ -8,6 +8,7 @@ import { crc32 } from 'node:zlib'
 import { type Test, test } from 'tap'
 import type { Database } from '../../src/log/lmdb.js'
 import type { CommitResult } from '../../src/log/log.js'
+import { readMeta } from '../../src/log/pages.js'
 import { commit, keyOf, put, remove, rows } from '../suite/log.js'
 import { flipBit, folderFor, openStore } from './store.js'
 
@@ -182,8 +183,23 @@ test('a damaged store is refused with a diagnosis; it never opens empty and noth
     await t.rejects(openStore(dir), { code: 'STORE_DAMAGED', message: /is of store/ })
   })
 
+  await t.test('the free list names a page that is in use', async (t) => {
+    const dir = await madeStore(t)
+    const fd = fs.openSync(data(dir), 'r+')
+    const { free, main, pageBytes } = readMeta(fd)
+    const page = Buffer.alloc(pageBytes)
+    fs.readSync(fd, page, 0, pageBytes, free.root * pageBytes)
+    // The first node of the page: 8 bytes of header, a key of 8 bytes, a count of entries, then the entries.
+    const node = 24 + page.readUInt16LE(24)
+    t.ok(page.readBigInt64LE(node + 16) >= 1n, 'there is an entry to change')
+    page.writeBigInt64LE(BigInt(main.root), node + 24)
+    fs.writeSync(fd, page, 0, pageBytes, free.root * pageBytes)
+    fs.closeSync(fd)
+    await t.rejects(openStore(dir), { code: 'STORE_DAMAGED', message: /in use and in the free list/ })
+  })
+
   await t.test(
-    '600 flipped bits: each is refused, seen when read, or changes nothing; no process dies of it',
+    '300 flipped bits: each is refused, seen when read, or changes nothing; no process dies of it',
     async (t) => {
       const dir = await madeStore(t)
       const { log } = await openStore(dir)
@@ -197,7 +213,7 @@ test('a damaged store is refused with a diagnosis; it never opens empty and noth
       fs.writeFileSync(join(dir, 'expected'), rows(log, ...ALL).join('\n'))
       await log.close()
       const counts: Record<string, number> = {}
-      const { process, nextLine } = child(t, 'flip', dir, '7', '600')
+      const { process, nextLine } = child(t, 'flip', dir, '7', '300')
       let trial = ''
       for (let line = await nextLine(); line !== undefined; line = await nextLine()) {
         if (line.startsWith('trial')) trial = line
@@ -208,8 +224,8 @@ test('a damaged store is refused with a diagnosis; it never opens empty and noth
       }
       t.equal(process.signalCode ?? process.exitCode ?? 0, 0, trial)
       t.comment(JSON.stringify(counts))
-      t.equal((counts['same'] ?? 0) + (counts['STORE_DAMAGED'] ?? 0), 600)
-      t.ok((counts['STORE_DAMAGED'] ?? 0) > 200, 'the flips do hit')
+      t.equal((counts['same'] ?? 0) + (counts['STORE_DAMAGED'] ?? 0), 300)
+      t.ok((counts['STORE_DAMAGED'] ?? 0) > 100, 'the flips do hit')
     },
   )
 })
@@ -307,6 +323,38 @@ const bound = (database: Database): Database => ({
   getRange: (range) => database.getRange(range),
   resetReadTxn: () => database.resetReadTxn(),
   close: () => database.close(),
+})
+
+test('a scan gives its read transaction back before it returns, however it ends', async (t) => {
+  let held = 0
+  const wrap = (database: Database): Database => ({
+    ...bound(database),
+    getRange(range) {
+      held++
+      return database.getRange(range)
+    },
+    resetReadTxn() {
+      held = 0
+      database.resetReadTxn()
+    },
+  })
+  const { log } = await openStore(folderFor(t), { wrap })
+  await commit(log, [put(keyOf(1), 'a'), put(keyOf(2), 'b')])
+  for (const visit of [() => true, () => false])
+    for (const reverse of [false, true]) {
+      log.scan(...ALL, visit, reverse)
+      t.equal(held, 0)
+    }
+  const thrown = new Error('thrown by visit')
+  t.throws(
+    () =>
+      log.scan(...ALL, () => {
+        throw thrown
+      }),
+    thrown,
+  )
+  t.equal(held, 0)
+  await log.close()
 })
 
 test('a full store', async (t) => {
@@ -435,6 +483,25 @@ test('a log that fails stops', async (t) => {
     }
   })
 
+  await t.test('no room for the meta page is a failure: LMDB answers nothing after that', async (t) => {
+    let armed = false
+    const panic = Object.assign(new Error('MDB_PANIC'), { code: 22 })
+    const { log } = await openStore(folderFor(t), {
+      wrap: (database) => ({
+        ...bound(database),
+        batch: (action) => (armed ? rejection(28) : database.batch(action)),
+        getBinary(key) {
+          if (armed) throw panic
+          return database.getBinary(key)
+        },
+      }),
+    })
+    armed = true
+    t.equal((await commit(log, [put(keyOf(1), 'x')])).kind, 'failed')
+    t.throws(() => log.get(keyOf(1)), { code: 'FAILED' })
+    await log.close()
+  })
+
   await t.test('a commit that never ends fails when its time is up', async (t) => {
     const { log, failures, arm } = await failing(t, () => new Promise(() => {}), 50)
     arm(true)
@@ -504,7 +571,7 @@ const strace = ['/usr/bin/strace', '/bin/strace'].find((path) => fs.existsSync(p
 const noStrace = strace === undefined && 'strace is not installed, so the system calls cannot be seen'
 
 test('at class disk no done comes before the fdatasync that covers it', { skip: noStrace }, async (t) => {
-  /** How many dones came while bytes of the data file were not flushed, and how many came at all. */
+  /** How many dones and meta pages came while bytes of the data file were not flushed, and how many dones in all. */
   const watch = async (durability: string): Promise<{ early: number; done: number }> => {
     const dir = folderFor(t)
     const output = join(dirname(dir), 'trace')
@@ -520,6 +587,9 @@ test('at class disk no done comes before the fdatasync that covers it', { skip: 
       const [, written] = /(?:pwrite64|pwritev|writev)\((\d+)<[^>]*data\.mdb>/.exec(line) ?? []
       const [, opened] = /O_DSYNC.* = (\d+)<[^>]*data\.mdb>/.exec(line) ?? []
       if (opened) flushing.add(opened)
+      // A meta page must not be written before what it points to is flushed, nor through the other descriptor.
+      const isMeta = written !== undefined && / = 128$/.test(line)
+      if (isMeta && (isDirty || !flushing.has(written))) seen.early++
       if (written && !flushing.has(written)) isDirty = true
       if (/fdatasync.* = 0$/.test(line)) isDirty = false
       if (!/access\("\/done-/.test(line)) continue

@@ -323,7 +323,7 @@ test('a store that is lost excuses what was in it, once it is reported', async (
     { p: 'w', n: 2, t: 5, f: 'drained' },
   ]
   const reports = [{ about: 'c', verdicts: ['RECEIVER_ROLLBACK'] as const }]
-  const silent = check(events, { ...EXPECTED, reports })
+  const silent = check(events, EXPECTED)
   t.same(
     silent.problems.map((p) => p.property),
     ['missing-report'],
@@ -432,4 +432,21 @@ test('a hundred thousand messages are checked within seconds', async (t) => {
   const before = process.cpuUsage().user
   t.ok(check(events, EXPECTED).valid)
   t.ok(process.cpuUsage().user - before < 10_000_000)
+})
+
+test('what a node has accepted it may forget with its store, and only with it', async (t) => {
+  const start = { f: 'start', value: 'a-1', attempt: 1, redelivered: false, via: { peer: 'a', epoch: 2 } } as const
+  const events = (between: HistoryEvent[]): HistoryEvent[] => [
+    { p: 'a', n: 1, t: 0, f: 'invoke', value: 'a-1', queue: 'q' },
+    { p: 'c', n: 1, t: 1, f: 'incarnation', peer: 'a', epoch: 3 },
+    ...between,
+    { p: 'c', n: 9, t: 5, ...start },
+  ]
+  const running: Expectations = { inDoubt: 'wait', drained: false }
+  const found = check(events([{ p: 'c', n: 2, t: 2, f: 'crash', kind: 'kill', class: 'disk' }]), running)
+  t.same(
+    found.problems.map((p) => p.property),
+    ['fencing'],
+  )
+  t.ok(check(events([{ p: 'c', n: 2, t: 2, f: 'wipe', store: 'c' }]), running).valid)
 })

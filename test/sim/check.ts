@@ -116,7 +116,7 @@ interface Fate {
   readonly effects: Effect[]
   readonly undoneEffects: Effect[]
   readonly parked: Parked[]
-  undoneParked: number
+  readonly undoneParked: Parked[]
   /** Effects whose transaction sent this message. */
   readonly parents: Effect[]
   liveParents: number
@@ -126,6 +126,8 @@ class Check {
   readonly problems: Problem[] = []
   readonly fates = new Map<string, Fate>()
   readonly losses = new Map<string, Losses>()
+  /** Messages that were settled in a store, and are gone with it. */
+  readonly gone = new Map<string, string[]>()
   readonly events: readonly HistoryEvent[]
   readonly expected: Expectations
   /** The last crash of any process, and of one with a store of class memory. */
@@ -156,7 +158,7 @@ class Check {
         effects: [],
         undoneEffects: [],
         parked: [],
-        undoneParked: 0,
+        undoneParked: [],
         parents: [],
         liveParents: 0,
       }
@@ -213,7 +215,7 @@ class Check {
           if (rows.has(row)) break
           rows.add(row)
           if (event.f === 'effect') this.#gatherEffect(event)
-          else if (this.#undone(event)) this.fate(event.value).undoneParked++
+          else if (this.#undone(event)) this.fate(event.value).undoneParked.push(event)
           else this.fate(event.value).parked.push(event)
           break
         }
@@ -235,6 +237,12 @@ class Check {
       child.parents.push(event)
       if (!undone) child.liveParents++
     }
+  }
+
+  goneWith(store: string, value: string): void {
+    const values = this.gone.get(store)
+    if (values === undefined) this.gone.set(store, [value])
+    else values.push(value)
   }
 
   /** Did the store of this node lose what it held at `t`, at any time after? */
@@ -300,7 +308,14 @@ export function check(history: History, expected: Expectations): CheckReport {
 /** Property 1: what was accepted is somewhere, or was lost with a store. */
 function checkLoss(run: Check, fate: Fate, accepted: boolean): 'lost' | 'lostWithStore' | null {
   if (!accepted || fate.effects.length > 0 || fate.parked.length > 0) return null
-  if (fate.undoneEffects.length > 0 || fate.undoneParked > 0) return 'lostWithStore'
+  if (fate.undoneEffects.length > 0 || fate.undoneParked.length > 0) {
+    // It was settled and forgotten by its sender, so somebody knew enough to notice, unless the sender lost its store too.
+    const sender = fate.invokes[0]?.p
+    const witnessed = sender !== undefined && !run.losses.has(sender)
+    for (const { store } of witnessed ? [...fate.undoneEffects, ...fate.undoneParked] : [])
+      run.goneWith(store, fate.value)
+    return 'lostWithStore'
+  }
   // A message of class memory lives only as long as both processes.
   const excused = (ok: Ok): boolean => run.storeLost(ok.p, ok.t) || (ok.class === 'memory' && run.crashAt >= ok.t)
   const last = fate.oks.at(-1)
@@ -535,6 +550,13 @@ function checkReports(run: Check): void {
         'missing-report',
         [],
         `${expected.about} lost state, and nobody reported ${expected.verdicts.join(' or ')}.`,
+      )
+  for (const [store, values] of run.gone)
+    if (!reports.some(({ p, peer }) => p === store || peer === store))
+      run.problem(
+        'missing-report',
+        values,
+        `${values.length} messages are gone with the store of ${store}, and nobody reported it.`,
       )
   for (const report of reports)
     if (!allowed.some((expected) => matches(report, expected)))

@@ -9,8 +9,11 @@ import { fnv, type Rng } from './random.js'
 /** How a process ends: `kill` leaves what the operating system has; `power` leaves what the disk has. */
 export type Death = 'kill' | 'power'
 
-/** The calls of a process into its seams, where a failpoint may end it. */
-export type SeamCall = 'commit' | 'send' | 'dial' | 'listen'
+/**
+ * Where a failpoint may end a process: just before a call into a seam, just after a commit has become visible, and just
+ * after one has become durable, before the process hears of it.
+ */
+export type SeamCall = 'commit' | 'send' | 'dial' | 'listen' | 'visible' | 'durable'
 
 /**
  * One process: an incarnation of a node. All its seams hold the same one, so that its end is one act: its timers,
@@ -152,7 +155,10 @@ export class Kernel {
     this.#endTurn()
     for (;;) {
       const event = this.#heap[0]
-      if (event === undefined) return true
+      if (event === undefined) {
+        if (Number.isFinite(until)) this.now = Math.max(this.now, until)
+        return true
+      }
       if (event.at > until) {
         this.now = until
         return false

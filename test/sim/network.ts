@@ -7,7 +7,7 @@
  * A partition stalls packets rather than losing them, as TCP does while it retransmits: they arrive after the heal if
  * the connection still lives then, and are gone with it if it does not.
  */
-import type { Cancel, Millis } from '../../src/clock.js'
+import type { Cancel, Clock, Millis } from '../../src/clock.js'
 import { PeerpostError } from '../../src/errors.js'
 import {
   type Accept,
@@ -124,6 +124,7 @@ class Side implements Connection {
     readonly life: Life,
     readonly remoteAddress: string,
     readonly binding: Buffer,
+    readonly clock: Clock | null,
   ) {}
 
   get host(): string {
@@ -131,7 +132,7 @@ class Side implements Connection {
   }
 
   send(packet: Buffer): boolean {
-    if (!this.life.reach('send') || this.state !== 'open') return true
+    if (!this.life.reach('send') || this.state !== 'open') return false
     return this.network.send(this, packet)
   }
 
@@ -148,8 +149,10 @@ class Side implements Connection {
   }
 }
 
-interface Listening {
+/** Whom a connection belongs to at one end, and what to call when it is up. */
+interface Owner {
   readonly life: Life
+  readonly clock: Clock | null
   readonly accept: Accept
 }
 
@@ -159,7 +162,7 @@ export class SimNetwork {
   /** What happened, for coverage: cuts, held pipes and so on. */
   readonly counts: Record<string, number> = {}
   readonly #rng: Rng
-  readonly #listeners = new Map<string, Listening>()
+  readonly #listeners = new Map<string, Owner>()
   /** The newest life of each host. */
   readonly #hosts = new Map<string, Life>()
   readonly #sides = new Set<Side>()
@@ -172,11 +175,14 @@ export class SimNetwork {
     this.options = { ...CALM_NETWORK, ...options }
   }
 
-  /** The Transport seam of one process. Its endpoints are `sim://` and the name of the node. */
-  transport(life: Life): SimTransport {
+  /**
+   * The Transport seam of one process. Its endpoints are `sim://` and a name, usually that of the node. The time before
+   * authentication is counted on `clock` where one is given.
+   */
+  transport(life: Life, clock: Clock | null = null): SimTransport {
     this.#hosts.set(life.node, life)
     life.atDeath((death) => this.#processDied(life, death))
-    return new SimTransport(this, life)
+    return new SimTransport(this, life, clock)
   }
 
   // --- faults from outside -------------------------------------------------------------------------------------
@@ -192,6 +198,7 @@ export class SimNetwork {
 
   /** Partitions `hosts`. The choice of who is cut off comes from `rng`. */
   partition(mode: PartitionMode, hosts: readonly string[], rng: Rng): void {
+    this.#count(`partition ${mode}`)
     const order = rng.shuffle(hosts)
     const stall = (a: string, b: string): void => {
       this.setStalled(a, b, true)
@@ -204,7 +211,6 @@ export class SimNetwork {
     const bridge = mode === 'bridge' ? 1 : 0
     const middle = Math.ceil((order.length - bridge) / 2) + bridge
     for (const a of order.slice(bridge, middle)) for (const b of order.slice(middle)) stall(a, b)
-    this.#count(`partition ${mode}`)
   }
 
   /** Ends all partitions. */
@@ -232,23 +238,20 @@ export class SimNetwork {
 
   // --- called by the transport and its connections -------------------------------------------------------------
 
-  listen(life: Life, endpoint: string, accept: Accept): Listener {
+  listen({ life, clock, accept }: Owner, endpoint: string): Listener {
     const host = hostOf(endpoint)
-    if (host !== life.node)
-      throw new PeerpostError(
-        'ENDPOINT_INVALID',
-        `The node ${life.node} cannot listen on ${endpoint}: use sim://${life.node}.`,
-      )
     const present = this.#listeners.get(host)
-    if (present?.life.alive) throw new PeerpostError('ADDRESS_IN_USE', `${endpoint} is taken. Choose another endpoint.`)
-    this.#listeners.set(host, { life, accept })
+    if (present?.life.alive)
+      throw new PeerpostError('ADDRESS_IN_USE', `${endpoint} is taken. Choose another one with --listen.`)
+    this.#listeners.set(host, { life, clock, accept })
     const close = async (): Promise<void> => {
       if (this.#listeners.get(host)?.life === life) this.#listeners.delete(host)
     }
     return { endpoint, close }
   }
 
-  dial(life: Life, endpoint: string, accept: Accept, fail: Fail): Cancel {
+  dial(owner: Owner, endpoint: string, fail: Fail): Cancel {
+    const { life } = owner
     const host = hostOf(endpoint)
     const rng = this.#rng
     let cancelled = false
@@ -260,13 +263,14 @@ export class SimNetwork {
     }
     const connect = (): void => {
       if (cancelled) return
-      if (this.#isStalled(life.node, host) || this.#isStalled(host, life.node)) {
+      const listening = this.#listeners.get(host)
+      const at = listening?.life.node ?? host
+      if (this.#isStalled(life.node, at) || this.#isStalled(at, life.node)) {
         refused('does not answer.', this.options.dialTimeoutMs)
         return
       }
-      const listening = this.#listeners.get(host)
       if (!listening?.life.alive || rng.chance(this.options.refuseRate)) refused('refuses connections.', 0)
-      else this.#connect(life, accept, listening)
+      else this.#connect(owner, listening)
     }
     const { min, max } = this.options.connectMs
     this.kernel.after(rng.delay(min, max), `connect ${host}`, connect, life)
@@ -277,8 +281,10 @@ export class SimNetwork {
 
   send(side: Side, packet: Buffer): boolean {
     if (packet.length === 0) throw new Error('An empty packet was sent; a packet has at least one frame.')
-    if (packet.length > MAX_PACKET_BYTES)
-      throw new Error(`A packet of ${packet.length} bytes was sent, above the limit.`)
+    if (packet.length > MAX_PACKET_BYTES) {
+      this.closeSide(side, 'a packet was above the limit', false)
+      return false
+    }
     const pipe = side.out
     if (pipe.end !== null || pipe.swallowing) return true
     if (this.#rng.chance(this.options.cutRate)) {
@@ -318,18 +324,27 @@ export class SimNetwork {
     this.kernel.after(0, 'destroy', () => this.#end(side, reason), side.life)
   }
 
-  /** Ends the listener and all connections of one process, gracefully. */
-  closeAll(life: Life): void {
-    if (this.#listeners.get(life.node)?.life === life) this.#listeners.delete(life.node)
+  /** Ends the listeners and all connections of one process, gracefully; dials under way come to nothing. */
+  closeAll(life: Life, done: () => void): void {
+    for (const [host, owner] of this.#listeners) if (owner.life === life) this.#listeners.delete(host)
     for (const side of this.#sides) if (side.life === life) this.closeSide(side, 'the transport was closed', true)
+    const look = (): void => {
+      for (const side of this.#sides)
+        if (side.life === life && side.state !== 'ended') {
+          this.kernel.after(1, 'closing', look, life)
+          return
+        }
+      done()
+    }
+    this.kernel.after(0, 'closing', look, life)
   }
 
   // --- the life of a connection --------------------------------------------------------------------------------
 
-  #connect(dialler: Life, accept: Accept, listening: Listening): void {
+  #connect(dialler: Owner, listening: Owner): void {
     const binding = this.#rng.bytes(16)
-    const near = new Side(this, dialler, `sim://${listening.life.node}`, binding)
-    const far = new Side(this, listening.life, `sim://${dialler.node}`, binding)
+    const near = new Side(this, dialler.life, `sim://${listening.life.node}`, binding, dialler.clock)
+    const far = new Side(this, listening.life, `sim://${dialler.life.node}`, binding, listening.clock)
     near.peer = far
     far.peer = near
     this.#sides.add(near).add(far)
@@ -342,7 +357,7 @@ export class SimNetwork {
     }
     const { min, max } = this.options.delayMs
     this.kernel.after(this.#rng.delay(min, max), 'accept', () => comeUp(far, listening.accept), far.life)
-    comeUp(near, accept)
+    comeUp(near, dialler.accept)
     this.#releaseOlder(near)
   }
 
@@ -350,7 +365,8 @@ export class SimNetwork {
     const expire = (): void => {
       if (!side.trusted) this.#break(side, 'not authenticated in time')
     }
-    this.kernel.after(PRE_AUTH_MS, 'pre-auth limit', expire, side.life)
+    if (side.clock !== null) side.clock.timer(PRE_AUTH_MS, expire)
+    else this.kernel.after(PRE_AUTH_MS, 'pre-auth limit', expire, side.life)
   }
 
   /** Delivers what is due from `side` to its peer, one packet an event, in order. */
@@ -390,7 +406,7 @@ export class SimNetwork {
     else if (packet.corrupt) {
       this.#count('corrupt')
       this.#break(to, 'a packet had a wrong checksum')
-    } else if (flood) this.#break(to, 'too many bytes before authentication')
+    } else if (flood) this.#break(to, `not authenticated within ${PRE_AUTH_BYTES} bytes`)
     if (to.state !== 'open') return
     if (!packet.bytes.equals(packet.original)) throw new Error(`${from.host} changed a packet after it had been sent.`)
     to.events!.packet(packet.bytes)
@@ -547,22 +563,27 @@ export class SimTransport implements Transport {
   readonly schemes = ['sim'] as const
   readonly #network: SimNetwork
   readonly #life: Life
+  readonly #clock: Clock | null
+  #isClosed = false
 
-  constructor(network: SimNetwork, life: Life) {
+  constructor(network: SimNetwork, life: Life, clock: Clock | null) {
     this.#network = network
     this.#life = life
+    this.#clock = clock
   }
 
   /** As `listen`, at once. Throws ADDRESS_IN_USE or ENDPOINT_INVALID. */
   listenSync(endpoint: string, accept: Accept): Listener {
+    this.#mustBeOpen()
     this.#life.reach('listen')
-    return this.#network.listen(this.#life, endpoint, accept)
+    return this.#network.listen({ life: this.#life, clock: this.#clock, accept }, endpoint)
   }
 
   /** As `dial`: `accept` or `fail` is called later, once, unless the returned function was called before. */
   readonly dialSync: SyncDial = (endpoint, accept, fail) => {
+    this.#mustBeOpen()
     if (!this.#life.reach('dial')) return () => undefined
-    return this.#network.dial(this.#life, endpoint, accept, fail)
+    return this.#network.dial({ life: this.#life, clock: this.#clock, accept }, endpoint, fail)
   }
 
   async listen(endpoint: string, accept: Accept): Promise<Listener> {
@@ -573,10 +594,15 @@ export class SimTransport implements Transport {
     return new Promise((resolve, reject) => {
       const accepted: Accept = (connection) => {
         const events = accept(connection)
+        signal.removeEventListener('abort', abort)
         resolve()
         return events
       }
-      const cancel = this.dialSync(endpoint, accepted, reject)
+      const failed: Fail = (error) => {
+        signal.removeEventListener('abort', abort)
+        reject(error)
+      }
+      const cancel = this.dialSync(endpoint, accepted, failed)
       const abort = (): void => {
         cancel()
         reject(new PeerpostError('ABORTED', `The dial of ${endpoint} was aborted.`))
@@ -586,7 +612,17 @@ export class SimTransport implements Transport {
     })
   }
 
-  async close(): Promise<void> {
-    this.#network.closeAll(this.#life)
+  close(): Promise<void> {
+    return new Promise((resolve) => this.closeSync(resolve))
+  }
+
+  /** As `close`, with a callback: once every connection of this process has heard its end. */
+  closeSync(done: () => void): void {
+    this.#isClosed = true
+    this.#network.closeAll(this.#life, done)
+  }
+
+  #mustBeOpen(): void {
+    if (this.#isClosed) throw new PeerpostError('CLOSED', 'The transport is closed.')
   }
 }

@@ -65,6 +65,8 @@ export type Fault =
 
 export interface RunOptions {
   readonly seed: number
+  /** Another number gives other draws of the network, the disks and the order of events, and the same workload. */
+  readonly salt: number
   readonly nodes: readonly NodeOptions[]
   /** Messages numbered from 0; those in `without` are left out, which shifts nothing for the others. */
   readonly messages: number
@@ -114,6 +116,7 @@ export function profile(seed: number, limits: ProfileLimits = EVERYTHING): RunOp
   const { nodes, queues } = drawNodes(rng.fork('nodes'), limits)
   return {
     seed,
+    salt: 0,
     nodes,
     messages: rng.between(20, 200),
     without: [],
@@ -175,7 +178,7 @@ function drawNetwork(rng: Rng): NetworkOptions {
     ...CALM_NETWORK,
     delayMs: { min: 0.1, max: 2 * slow },
     connectMs: { min: 0.2, max: 5 * slow },
-    highWaterBytes: rng.pick([64 * 1024, 64 * 1024, 4096, 256]),
+    highWaterBytes: rng.pick([64 * 1024, 64 * 1024, 4096, 64]),
     cutRate: rate(rng, 0.02),
     halfOpenRate: rate(rng, 0.5),
     holdRate: rate(rng, 0.7),

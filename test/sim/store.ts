@@ -241,16 +241,14 @@ export class SimDisk {
     this.#set(new Map())
   }
 
-  /** Damages one row: reading it throws from now on. False where there is none. */
-  damageRow(rng: Rng): boolean {
-    const keys = this.#visible.sorted
-    if (keys.length === 0) return false
-    const key = rng.pick(keys)
+  /** Damages one row: reading it throws from now on. False where it is not there. */
+  damageRow(key: Buffer): boolean {
+    const text = key.toString('latin1')
     for (const image of [this.#visible, this.#durable]) {
-      const stored = image.rows.get(key)
-      if (stored !== undefined) image.rows.set(key, { ...stored, damaged: true })
+      const stored = image.rows.get(text)
+      if (stored !== undefined) image.rows.set(text, { ...stored, damaged: true })
     }
-    return true
+    return this.#visible.rows.has(text)
   }
 
   // --- called by the open store --------------------------------------------------------------------------------
@@ -365,7 +363,7 @@ export class SimStore implements Log {
     // Later commits may be visible before earlier ones are durable; within each of the two, order is kept.
     this.#lastShowAt = Math.max(this.#lastShowAt, kernel.now + takesMs * 0.5)
     this.#lastAt = Math.max(this.#lastShowAt, this.#lastAt, kernel.now + takesMs)
-    kernel.at(this.#lastShowAt, 'commit visible', () => this.#showUpTo(commit), this.life)
+    kernel.at(this.#lastShowAt, 'commit visible', () => this.#becomeVisible(commit), this.life)
     kernel.at(this.#lastAt, 'commit durable', () => this.#settle(), this.life)
   }
 
@@ -428,6 +426,11 @@ export class SimStore implements Log {
     return rng.chance(options.fullRate) ? 'full' : 'ok'
   }
 
+  #becomeVisible(commit: Commit): void {
+    this.#showUpTo(commit)
+    this.life.reach('visible')
+  }
+
   /** Commits become visible in the order of the queue, whatever the order of two events of the same instant. */
   #showUpTo(commit: Commit): void {
     for (const earlier of this.#queue) {
@@ -458,6 +461,7 @@ export class SimStore implements Log {
     this.#queue.shift()
     const result = this.#resultOf(commit)
     if (result.kind !== 'ok') this.disk.count(commit.verdict === 'ok' ? result.kind : commit.verdict)
+    if (!this.life.reach('durable')) return
     commit.done(result)
     if (this.#queue.length > 0 || this.#closing === null) return
     for (const waiting of this.#closing.splice(0)) waiting()

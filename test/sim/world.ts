@@ -10,7 +10,7 @@
 import { PeerpostError, reasonOf } from '../../src/errors.js'
 import type { Durability, Outcome } from '../../src/message.js'
 import { type CheckReport, check, type Expectations, type ExpectedReport, type Verdict } from './check.js'
-import { type Effect, type HistoryEvent, type NewEvent, Recorder, type Via } from './history.js'
+import { type HistoryEvent, type NewEvent, Recorder, type Via } from './history.js'
 import { type Death, Kernel, Life, SimClock, type WallClock } from './kernel.js'
 import { SimNetwork, type SimTransport } from './network.js'
 import type { Fault, NodeOptions, RunOptions } from './profile.js'
@@ -180,7 +180,6 @@ class World {
   readonly #rng: Rng
   readonly #machines = new Map<string, Machine>()
   readonly #workload: Workload
-  readonly #required: ExpectedReport[] = []
   readonly #allowed: ExpectedReport[] = []
   readonly #counts: Record<string, number> = {}
   #healed = false
@@ -188,7 +187,8 @@ class World {
   constructor(kind: NodeKind, options: RunOptions, tape: Tape | null) {
     this.#kind = kind
     this.#options = options
-    this.#rng = new Rng(options.seed, tape).fork('run')
+    const seeded = new Rng(options.seed, tape)
+    this.#rng = seeded.fork(`run ${options.salt}`)
     this.kernel = new Kernel(this.#rng)
     this.network = new SimNetwork(this.kernel, this.#rng, options.network)
     this.recorder = new Recorder(() => this.kernel.now)
@@ -206,7 +206,7 @@ class World {
       }
       this.#machines.set(node.name, machine)
     }
-    this.#workload = new Workload(options, this.#rng, this.kernel, this.recorder, (name) => this.#machines.get(name)!)
+    this.#workload = new Workload(options, seeded, this.kernel, this.recorder, (name) => this.#machines.get(name)!)
   }
 
   run(tape: Tape | null): RunResult {
@@ -250,7 +250,6 @@ class World {
       inDoubt: this.#options.inDoubt,
       drained: true,
       drainWithinMs: this.#options.drainMs,
-      reports: this.#required,
       allowedReports: this.#allowed,
     }
     if (drained) this.recorder.add('world', { f: 'drained' })
@@ -403,7 +402,7 @@ class World {
   #lose(machine: Machine, snapshot: Snapshot | null): void {
     const { disk, options } = machine
     const { name } = options
-    const lost = this.#scan(machine, false).filter((effect) => effect.commit > (snapshot?.commit ?? -1))
+    this.#scan(machine, false)
     if (snapshot === null) {
       disk.wipe()
       this.recorder.add(name, { f: 'wipe', store: name })
@@ -414,18 +413,6 @@ class World {
       this.#allowed.push({ about: name, verdicts: ['RECEIVER_ROLLBACK', 'SENDER_ROLLBACK', 'FENCED', 'STALE_ROUTE'] })
     }
     this.#count(snapshot === null ? 'store wiped' : 'store restored')
-    // Effects for others that are gone must be told of, unless the other lost its own memory of them.
-    const others = lost.filter(({ value }) => !value.startsWith(`${name}-`) && !value.includes('>'))
-    const witnesses = others.filter(({ value }) => !this.#hasLost(value.split('-')[0]!))
-    if (witnesses.length > 0)
-      this.#required.push({
-        about: name,
-        verdicts: snapshot === null ? ['RECEIVER_RESET', 'SENDER_RESET'] : ['RECEIVER_ROLLBACK', 'SENDER_ROLLBACK'],
-      })
-  }
-
-  #hasLost(name: string): boolean {
-    return this.#options.faults.some((f) => (f.kind === 'wipe' || f.kind === 'restore') && f.node === name)
   }
 
   // --- the end -------------------------------------------------------------------------------------------------
@@ -467,26 +454,23 @@ class World {
     return false
   }
 
-  /** Writes what is on a disk into the history, and gives its effects. */
-  #scan(machine: Machine, last: boolean): Effect[] {
+  /** Writes what is on a disk, and was not seen there before, into the history. */
+  #scan(machine: Machine, last: boolean): void {
     const { name } = machine.options
-    const effects: Effect[] = []
     for (const fact of this.#kind.scan(machine.disk)) {
       if (fact.kind === 'pending' && !last) continue
       const { commit } = fact
       const id = `${fact.kind} ${commit} ${fact.kind === 'state' ? fact.key : fact.value}`
+      if (machine.seen.has(id)) continue
+      machine.seen.add(id)
       if (fact.kind === 'state') {
         const effect = this.#workload.effectOf(fact, name)
-        if (effect === null) continue
-        effects.push({ p: name, n: 0, t: fact.at, ...effect })
-        if (!machine.seen.has(id)) this.recorder.add(name, effect, fact.at)
-      } else if (!machine.seen.has(id)) {
+        if (effect !== null) this.recorder.add(name, effect, fact.at)
+      } else {
         const { kind: f, value, identity } = fact
         this.recorder.add(name, { f, value, identity, store: name, commit }, fact.at)
       }
-      machine.seen.add(id)
     }
-    return effects
   }
 
   #count(what: string): void {

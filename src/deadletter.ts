@@ -1,0 +1,47 @@
+/** Dead letters of this peer: what was given up on here, with payload and history. Found, put back, or let go. */
+import type { Change, Log } from './log/log.js'
+import * as rows from './log/rows.js'
+import type { DeadLetter, DeadLetterFilter, PeerId } from './message.js'
+import { data } from './transport/frame.js'
+
+export interface StoredLetter {
+  readonly key: Buffer
+  readonly row: rows.DeadLetterRow
+}
+
+/** How many are read at once, so that a long list does not hold the loop. */
+const PAGE = 64
+
+/** All dead letters that a filter names, in the order of their ids, a page at a time. */
+export function* findLetters(log: Log, filter: DeadLetterFilter): Iterable<StoredLetter> {
+  const ranges = filter.ids ? filter.ids.map(rows.deadLetterRange) : [rows.tableRange('deadLetter')]
+  for (const [from, to] of ranges) {
+    let start = from
+    for (;;) {
+      const page: StoredLetter[] = []
+      log.scan(start, to, (key, value) => {
+        page.push({ key, row: rows.read<rows.DeadLetterRow>(value) })
+        return page.length < PAGE
+      })
+      for (const letter of page) if (fits(letter.row, filter)) yield letter
+      if (page.length < PAGE) break
+      start = Buffer.concat([page[page.length - 1]!.key, Buffer.from([0])])
+    }
+  }
+}
+
+function fits(row: rows.DeadLetterRow, filter: DeadLetterFilter): boolean {
+  if (filter.queue !== undefined && (row.kind !== 'queue' || row.name !== filter.queue)) return false
+  if (filter.topic !== undefined && (row.kind !== 'topic' || (row.name !== filter.topic && row.pattern !== filter.topic))) return false
+  return true
+}
+
+/** A dead letter as people see it. */
+export function showLetter(row: rows.DeadLetterRow, at: PeerId): DeadLetter {
+  const { id, kind, name, pattern, group, from, reason, deadAt, attempts, frame } = row
+  const headers = data.meta(frame, 0)?.h ?? {}
+  const key = data.key(frame, 0) || undefined
+  return { id, kind, name, pattern, group, key, headers, body: data.body(frame, 0, frame.length), from, at, reason, deadAt, attempts }
+}
+
+export const removeLetter = (letter: StoredLetter): Change => rows.remove(letter.key)

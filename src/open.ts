@@ -1,0 +1,178 @@
+/** Opening a peer: checks the options, opens the store, wires transports to the turn, and begins to listen and dial. */
+import { createHmac, timingSafeEqual } from 'node:crypto'
+import { systemClock } from './clock.js'
+import { PeerpostError, reasonOf } from './errors.js'
+import { createIdentity, type Identity, isPeerId, loadIdentity, verify } from './identity.js'
+import type { Proofs } from './link.js'
+import type { Network } from './links.js'
+import type { Durability, Log } from './log/log.js'
+import { openMemoryLog } from './log/memory.js'
+import type { PeerEvents, PeerId } from './message.js'
+import type { Peer } from './message.js'
+import { checkInteger, checkName, checkOptions, LIMITS, type Limits, type PeerOptions } from './options.js'
+import { type Listeners, LocalPeer } from './peer.js'
+import { ALL_RULES } from './rules.js'
+import { isLoopbackEndpoint, schemeOf } from './transport/endpoint.js'
+import { tcpTransport } from './transport/tcp.js'
+import type { Listener, Transport } from './transport/transport.js'
+import { Turn } from './turn.js'
+
+const OPTIONS = ['name', 'dataDir', 'durability', 'listen', 'peers', 'meshKey', 'allow', 'insecure', 'quotaBytes', 'failoverMs', 'inDoubt', 'transports', 'clock']
+
+/**
+ * Opens a peer. With `dataDir` its store and identity live there, and it keeps what it accepted across crashes; without,
+ * everything is in memory. Rejects with OPTION_UNKNOWN, OPTION_INVALID, ENDPOINT_INVALID, INSECURE_ENDPOINT,
+ * MEMBERSHIP_REQUIRED, ADDRESS_IN_USE, or a STORE_… or IDENTITY_… code.
+ */
+export async function openPeer(options: PeerOptions = {}): Promise<Peer> {
+  const checked = check(options)
+  const clock = options.clock ?? systemClock
+  const undo: Array<() => Promise<void>> = []
+  try {
+    const store = await openStoreOf(options, checked, clock)
+    undo.push(() => store.log.close())
+    const identity = options.dataDir === undefined ? createIdentity() : await loadIdentity(options.dataDir)
+    const transports = [...(options.transports ?? []), tcpTransport({ clock, identity, insecure: options.insecure === true })]
+    undo.push(async () => {
+      for (const transport of transports) await transport.close()
+    })
+    const listeners: Listeners = { link: new Set(), stateLoss: new Set(), deadLetter: new Set(), warning: new Set(), failed: new Set() }
+    const turn = new Turn({
+      name: checked.name,
+      storeId: store.storeId,
+      durability: checked.durability,
+      log: store.log,
+      clock,
+      network: networkOf(transports),
+      proofs: proofsOf(identity, options),
+      limits: checked.limits,
+      rules: ALL_RULES,
+      emit: (event, ...args) => emit(listeners, event, args),
+    })
+    store.onFailure = (reason) => turn.fail(new PeerpostError('FAILED', `The store failed: ${reason}`))
+    await new Promise<void>((resolve, reject) => turn.open((error) => (error ? reject(error) : resolve())))
+    const endpoints = await listenAll(options.listen ?? [], transports, turn)
+    const release = async (): Promise<void> => {
+      for (const step of undo.splice(0).reverse()) await step()
+    }
+    const peer = new LocalPeer({ name: checked.name, turn, clock, listen: endpoints, release, listeners })
+    for (const endpoint of options.peers ?? []) turn.links.addTarget(endpoint)
+    return peer
+  } catch (thrown) {
+    for (const step of undo.reverse()) await step().catch(() => {})
+    throw thrown
+  }
+}
+
+interface Checked {
+  readonly name: string
+  readonly durability: Durability
+  readonly limits: Limits
+}
+
+function check(options: PeerOptions): Checked {
+  checkOptions('openPeer', options, OPTIONS)
+  const durability = options.durability ?? (options.dataDir === undefined ? 'memory' : 'disk')
+  if (durability !== 'memory' && durability !== 'process' && durability !== 'disk')
+    throw new PeerpostError('OPTION_INVALID', `durability must be memory, process or disk, not ${String(durability)}.`)
+  if (durability !== 'memory' && options.dataDir === undefined)
+    throw new PeerpostError('OPTION_INVALID', `A store of class ${durability} needs a folder: give dataDir.`)
+  if (options.meshKey !== undefined && options.meshKey.length < 32)
+    throw new PeerpostError('OPTION_INVALID', 'The mesh key must have at least 32 bytes. Make one with: peerpost keys mesh FILE')
+  for (const peer of options.allow ?? [])
+    if (!isPeerId(peer)) throw new PeerpostError('OPTION_INVALID', `allow: "${peer}" is no peer id. It looks like 12D3Koo… and is printed when a peer starts.`)
+  if (options.inDoubt !== undefined && options.inDoubt !== 'failover' && options.inDoubt !== 'wait')
+    throw new PeerpostError('OPTION_INVALID', `inDoubt must be failover or wait, not ${String(options.inDoubt)}.`)
+  const isOpen = options.meshKey === undefined && options.allow === undefined
+  for (const endpoint of [...(options.listen ?? []), ...(options.peers ?? [])]) {
+    if (isOpen && !isLoopbackEndpoint(endpoint))
+      throw new PeerpostError('MEMBERSHIP_REQUIRED', `${endpoint} is not on loopback: say who may join, with a mesh key (meshKey, --mesh-key) or an allow-list (allow, --allow).`)
+  }
+  return { name: checkName('peer name', options.name ?? 'peer'), durability, limits: limitsOf(options) }
+}
+
+function limitsOf(options: PeerOptions): Limits {
+  const { reserveShare, creditMessages, creditBytes, heartbeatMs, deadAfterMs, reconnectMs, maxIdleMs, idWindowMs, commitTimeoutMs } = LIMITS
+  return {
+    quotaBytes: checkInteger('quotaBytes', options.quotaBytes ?? LIMITS.quotaBytes, 1024 * 1024, Number.MAX_SAFE_INTEGER),
+    failoverMs: checkInteger('failoverMs', options.failoverMs ?? LIMITS.failoverMs, 0, 86_400_000),
+    inDoubt: options.inDoubt ?? 'failover',
+    reserveShare,
+    creditMessages,
+    creditBytes,
+    heartbeatMs,
+    deadAfterMs,
+    reconnectMs,
+    maxIdleMs,
+    idWindowMs,
+    commitTimeoutMs,
+  }
+}
+
+interface OpenedStore {
+  readonly log: Log
+  readonly storeId: string
+  onFailure: ((reason: string) => void) | null
+}
+
+async function openStoreOf(options: PeerOptions, checked: Checked, clock: typeof systemClock): Promise<OpenedStore> {
+  const { durability } = checked
+  if (options.dataDir === undefined || durability === 'memory') return { log: openMemoryLog(clock), storeId: clock.randomBytes(16).toString('hex'), onFailure: null }
+  // lmdb is loaded only by a peer that keeps something.
+  const { openLmdbLog } = await import('./log/lmdb.js')
+  const store: { onFailure: OpenedStore['onFailure'] } = { onFailure: null }
+  const opened = await openLmdbLog({
+    dir: options.dataDir,
+    durability,
+    quotaBytes: checked.limits.quotaBytes,
+    clock,
+    commitTimeoutMs: checked.limits.commitTimeoutMs,
+    onFailure: (reason) => store.onFailure?.(reason),
+  })
+  return Object.assign(store, { log: opened.log, storeId: opened.storeId })
+}
+
+function proofsOf(identity: Identity, options: PeerOptions): Proofs {
+  const allow = options.allow === undefined ? null : new Set(options.allow)
+  const key = options.meshKey
+  return {
+    peerId: identity.peerId,
+    sign: (bytes) => identity.sign(bytes),
+    verify: (peer, bytes, signature) => verify(peer, bytes, signature),
+    meshMac: (bytes) => (key === undefined ? Buffer.alloc(0) : createHmac('sha256', key).update(bytes).digest()),
+    equal: (a, b) => a.length === b.length && timingSafeEqual(a, b),
+    mayJoin: (peer) => allow === null || allow.has(peer),
+  }
+}
+
+function transportFor(endpoint: string, transports: readonly Transport[]): Transport {
+  const scheme = schemeOf(endpoint)
+  const transport = transports.find((candidate) => candidate.schemes.includes(scheme))
+  if (transport) return transport
+  if (scheme.startsWith('zmq')) throw new PeerpostError('TRANSPORT_MISSING', `${endpoint} needs the ZeroMQ transport: import it from 'peerpost/transport/zeromq' and pass it in transports.`)
+  throw new PeerpostError('ENDPOINT_INVALID', `No transport serves ${scheme}://. Known are: ${transports.flatMap((candidate) => candidate.schemes).join(', ')}.`)
+}
+
+function networkOf(transports: readonly Transport[]): Network {
+  return {
+    dial(endpoint, accept, fail) {
+      const abort = new AbortController()
+      const attempt = async (): Promise<void> => transportFor(endpoint, transports).dial(endpoint, accept, abort.signal)
+      attempt().catch((thrown: unknown) => fail(thrown instanceof Error ? thrown : new Error(reasonOf(thrown))))
+      return () => abort.abort()
+    },
+  }
+}
+
+async function listenAll(endpoints: readonly string[], transports: readonly Transport[], turn: Turn): Promise<string[]> {
+  const listeners: Listener[] = []
+  for (const endpoint of endpoints) listeners.push(await transportFor(endpoint, transports).listen(endpoint, turn.links.accept))
+  return listeners.map((listener) => listener.endpoint)
+}
+
+function emit<Name extends keyof PeerEvents>(listeners: Listeners, event: Name, args: PeerEvents[Name]): void {
+  const heard: Set<(...args: PeerEvents[Name]) => void> = listeners[event]
+  for (const listen of heard) listen(...args)
+}
+
+export type { PeerId }

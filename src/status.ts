@@ -1,0 +1,153 @@
+/** What is where, for people: status, the outcome of a message, its story. Reads the machines and the log, changes nothing. */
+import type { Lane } from './lane.js'
+import * as rows from './log/rows.js'
+import type { Explanation, OutcomeAnswer, PeerId, RouteStatus, Status } from './message.js'
+import { Outbox } from './outbox.js'
+import type { Route } from './route.js'
+import { data } from './transport/frame.js'
+import { findLetters } from './deadletter.js'
+import type { Turn } from './turn.js'
+
+export class Inspector {
+  constructor(
+    readonly turn: Turn,
+    readonly name: string,
+    readonly listen: readonly string[],
+  ) {}
+
+  status(state: Status['state']): Status {
+    const { turn } = this
+    const { store, options } = turn
+    const now = options.clock.now()
+    const routes = [...store.outbox.routes.values()].filter((route) => route.kind !== 'reply').map((route) => this.#route(route, now))
+    return {
+      id: options.proofs.peerId,
+      name: this.name,
+      durability: options.durability,
+      state,
+      epoch: store.epoch,
+      space: store.space,
+      listen: this.listen,
+      storeBytes: options.log.bytes(),
+      quotaBytes: options.limits.quotaBytes,
+      deadLetters: store.settle.deadLetters,
+      peers: turn.links.statuses(),
+      routes,
+      stateLosses: store.stateLosses,
+    }
+  }
+
+  #route(route: Route, _now: number): RouteStatus {
+    const { counters, memoryCounters } = route
+    const oldest = this.#oldest(route)
+    return {
+      kind: route.kind,
+      name: route.name,
+      group: route.group,
+      pending: route.pending,
+      inFlight: route.inFlight,
+      bytes: route.pendingBytes,
+      oldestMs: oldest === null ? 0 : Math.max(0, Math.round(this.turn.options.clock.wall() - oldest)),
+      accepted: counters.accepted + memoryCounters.accepted,
+      done: counters.done + memoryCounters.done,
+      dead: counters.dead + memoryCounters.dead,
+      expired: counters.expired + memoryCounters.expired,
+      consumers: [...new Set(route.consumers.map((consumer) => consumer.peer))],
+      waitingFor: this.#waitingFor(route),
+    }
+  }
+
+  #oldest(route: Route): number | null {
+    for (const lane of route.lanes) {
+      for (const entry of lane.entries()) return entry.created
+      if (lane.loadedTo < lane.next) return this.#record(lane, lane.loadedTo)?.created ?? null
+    }
+    return null
+  }
+
+  #waitingFor(route: Route): string | undefined {
+    if (route.pending === 0) return undefined
+    if (route.isFenced) {
+      const peers = new Set<PeerId>()
+      for (const lane of route.lanes) for (const peer of [...lane.unresolved, ...lane.running.values()]) peers.add(peer)
+      return `word from ${[...peers].join(', ')}, who may have some of it from before the restart`
+    }
+    if (route.consumers.length === 0) return 'a consumer'
+    if (!route.consumers.some((consumer) => consumer.messages > 0)) return 'credit: its consumers are busy'
+    if (route.inFlight === 0 && route.consumers.every((consumer) => consumer.rank < 2)) return 'a consumer whose store has the class of the messages'
+    return undefined
+  }
+
+  #record(lane: Lane, from: number): { sequence: number; number: number; created: number } | null {
+    let found: { sequence: number; number: number; created: number } | null = null
+    const start = rows.recordKey(lane.route.number, lane.epoch, from)
+    this.turn.options.log.scan(start, rows.recordKey(lane.route.number, lane.epoch + 1, 0), (key, value) => {
+      found = { sequence: rows.recordOfKey(key).sequence, number: data.number(value, 0), created: data.created(value, 0) }
+      return false
+    })
+    return found
+  }
+
+  /** Is a message number among a lane's records on disk? Numbers rise with sequences, so a few seeks tell. */
+  #isOnDisk(lane: Lane, number: number): boolean {
+    let low = lane.loadedTo
+    let high = lane.next - 1
+    while (low <= high) {
+      const middle = Math.floor((low + high) / 2)
+      const record = this.#record(lane, middle)
+      if (record === null || record.number > number) high = middle - 1
+      else if (record.number === number) return !lane.finishedOnDisk.has(record.sequence)
+      else low = record.sequence + 1
+    }
+    return false
+  }
+
+  outcome(id: string): OutcomeAnswer {
+    const place = this.#place(id)
+    if (place === null) return 'unknown'
+    const { space, number } = place
+    const { outbox, lineage } = this.turn.store
+    const { isOurs, isPending, onDisk } = outbox.whereIs(space, number)
+    const entry = lineage.find((candidate) => candidate.space === space)
+    if (!isOurs && !entry) return 'unknown'
+    if (isPending || onDisk.some((lane) => this.#isOnDisk(lane, number))) return 'pending'
+    if (entry) {
+      const row = this.turn.options.log.get(rows.outcomeKey(entry.epoch, number))
+      if (row) return rows.read<'dead' | 'expired'>(row)
+    }
+    return outbox.recentOutcome(space, number) ?? (this.turn.options.rules.idsTellNumber ? 'done' : 'unknown')
+  }
+
+  #place(id: string): { space: string; number: number } | null {
+    const parsed = Outbox.parseId(id)
+    if (parsed) return parsed
+    const [from, to] = rows.tableRange('id')
+    let found: { space: string; number: number } | null = null
+    this.turn.options.log.scan(from, to, (key, value) => {
+      if (!key.subarray(key.length - Buffer.byteLength(id)).equals(Buffer.from(id))) return true
+      const row = rows.read<rows.IdRow>(value)
+      const entry = this.turn.store.lineage.find((candidate) => candidate.epoch === row.epoch)
+      if (entry) found = { space: entry.space, number: row.number }
+      return found === null
+    })
+    return found
+  }
+
+  explain(id: string): Explanation {
+    const outcome = this.outcome(id)
+    const story: string[] = []
+    const place = this.#place(id)
+    if (place) {
+      const entry = this.turn.store.lineage.find((candidate) => candidate.space === place.space)
+      if (entry) story.push(`It was accepted here as message ${place.number} of epoch ${entry.epoch}.`)
+      for (const line of this.turn.store.outbox.storyOf(place.space, place.number)) story.push(line)
+    }
+    for (const { row } of findLetters(this.turn.options.log, { ids: [id] })) {
+      for (const attempt of row.attempts) story.push(`Delivery ${attempt.attempt} at ${new Date(attempt.at).toISOString()} failed: ${attempt.reason}.`)
+      story.push(`It is a dead letter here since ${new Date(row.deadAt).toISOString()}: ${row.reason}. Redrive or discard it.`)
+    }
+    if (outcome === 'done') story.push('A consumer is done with it.')
+    if (outcome === 'unknown' && story.length === 0) story.push('This peer did not send it, or it was before what is remembered.')
+    return { id, outcome, story }
+  }
+}

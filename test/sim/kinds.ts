@@ -1,0 +1,15 @@
+/** The protocols that the simulator knows, and what a profile may ask of each. The first one is the default. */
+import type { ProfileLimits } from './profile.js'
+import { toy } from './toy.js'
+import type { NodeKind } from './world.js'
+
+/** The toy knows one consumer for a queue, no lower class, and nothing of stores that go back in time. */
+export const TOY_LIMITS: ProfileLimits = {
+  classes: ['disk'],
+  consumersPerQueue: 1,
+  faults: ['kill', 'power', 'stop', 'pause', 'full', 'jump', 'partition', 'cut'],
+}
+
+export const KINDS: Readonly<Record<string, { readonly node: NodeKind; readonly limits: ProfileLimits }>> = {
+  toy: { node: toy(), limits: TOY_LIMITS },
+}
