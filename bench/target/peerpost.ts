@@ -5,13 +5,9 @@ import { join } from 'node:path'
 import type { Durability, Peer, PeerOptions } from 'peerpost'
 import type { DurabilityClass, Receiver, Sender, Start, Target } from '../target.js'
 
-/** Not every build has this entry: a name that the compiler does not follow lets the others run without it. */
-const ZEROMQ: string = 'peerpost/transport/zeromq'
 const QUEUE = 'bench'
 const LINK_MS = 10_000
 const CONCURRENCY = 1000
-
-type Transport = NonNullable<PeerOptions['transports']>[number]
 
 export type Channel = 'tcp' | 'unix' | 'zeromq'
 
@@ -37,7 +33,7 @@ export function peerpost(channel: Channel, durability: Durability): Target {
 async function openOver(channel: Channel, durability: Durability, start: Start, more: PeerOptions): Promise<Peer> {
   const { openPeer } = await import('peerpost')
   const store = durability === 'memory' ? {} : { dataDir: join(start.dir, 'peer'), durability }
-  const transports = channel === 'zeromq' ? [((await import(ZEROMQ)) as { zeromq(): Transport }).zeromq()] : []
+  const transports = channel === 'zeromq' ? [(await import('peerpost/transport/zeromq')).zeromq()] : []
   return openPeer({ ...store, ...more, transports })
 }
 
