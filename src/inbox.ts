@@ -454,11 +454,12 @@ export class Inbox {
   }
 
   /** A message was tried before the restart: a crash while it ran alone counts as a delivery (G10). */
-  restoreAttempt(space: SpaceId, route: number, sequence: number, row: rows.AttemptRow, self: PeerId, wallNow: number): void {
+  restoreAttempt(space: SpaceId, route: number, sequence: number, row: rows.AttemptRow, self: PeerId, now: number, wallNow: number): void {
     const lane = this.lanes.get(laneName(space, route))
     if (!lane) return
     if (row.started !== 'alone') {
-      lane.attempts.set(sequence, row)
+      // From here on the monotonic clock counts, whatever the wall clock does.
+      lane.attempts.set(sequence, { ...row, dueAt: now + remainingMs(row, now, wallNow) })
       return
     }
     const attempt = row.attempts + 1
