@@ -231,7 +231,8 @@ export class Lane {
     readonly epoch: number,
     /** The route's number; the high bit marks the memory line. */
     readonly number: number,
-    readonly isOld: boolean,
+    /** Of an incarnation before this one. */
+    public isOld: boolean,
   ) {}
 
   get isMemory(): boolean {

@@ -87,7 +87,7 @@ export class Outbox {
   #spaceBytes: Buffer
 
   constructor(
-    readonly incarnation: Incarnation,
+    public incarnation: Incarnation,
     readonly storeClass: Durability,
     readonly limits: Limits,
     readonly rules: Rules,
@@ -745,9 +745,16 @@ export class Outbox {
     return this.#idPrefix + number.toString(36)
   }
 
-  /** What is awaited, to be carried over to the next incarnation of this process. */
-  get watched(): ReadonlyMap<string, Sent> {
-    return this.#watched
+  /** This process has a new incarnation: what was appended so far is of an older space from now on. */
+  reincarnate(incarnation: Incarnation): void {
+    this.incarnation = incarnation
+    this.#spaceBytes = Buffer.from(incarnation.space, 'hex')
+    this.#idPrefix = `${this.#spaceBytes.toString('base64url')}.`
+    for (const route of this.routes.values()) {
+      for (const lane of route.lanes) lane.isOld = true
+      route.current = route.memory = null
+    }
+    for (const lane of [...this.#lanes.values()]) this.#retire(lane)
   }
 
   // --- after a restart, and for people
