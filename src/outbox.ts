@@ -372,6 +372,8 @@ export class Outbox {
       }
       this.#admit(entry, data.key(frame, 0), false, Math.max((meta?.d ?? 0) - wallNow, (nacked?.due ?? 0) - now), now)
       lane.nacked.delete(sequence)
+      // A retry keeps its key waiting; a delay that its sender asked for does not.
+      if (nacked && entry.state === 'waiting') lane.route.hold(entry)
     }
     lane.loadedTo = Math.max(lane.loadedTo, to)
     this.#retire(lane)

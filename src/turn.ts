@@ -577,7 +577,7 @@ export class Turn {
     this.links.restart()
     const { lineage } = store
     lineage[lineage.length - 1]!.last = this.commitNumber + (this.#committing ? 1 : 0)
-    lineage.push({ epoch: pair.epoch, space: pair.space, last: pair.commit })
+    lineage.push({ epoch: pair.epoch, space: pair.space, last: pair.commit, isLost: true })
     store.epoch = pair.epoch + 1
     store.space = this.options.clock.randomBytes(16).toString('hex') as SpaceId
     lineage.push({ epoch: store.epoch, space: store.space, last: null })

@@ -67,6 +67,8 @@ export interface LineageEntry {
   readonly epoch: number
   readonly space: SpaceId
   last: number | null
+  /** Not this store's own any more: the incarnation that another peer remembers of it, and that a restore undid. */
+  readonly isLost?: true
 }
 
 // --- the sender's side
