@@ -450,8 +450,10 @@ function whenSettled(turn: Turn, sent: Sent, tell: (outcome: api.Outcome) => voi
   sent.onSettled.push(tell)
   const { outbox } = turn.store
   if (outbox.watch(sent)) return
-  // It was kept on disk only, and is finished: its outcome is what the log says.
-  const outcome = new Inspector(turn, '', []).outcome(outbox.idOf(sent.number))
+  // It is on disk only, or finished: the log knows.
+  const outcome = new Inspector(turn, '', []).outcome(outbox.idOf(sent.number, sent.space))
+  if (outcome === 'pending') return
+  outbox.unwatch(sent)
   sent.unsettled = 0
   sent.outcome = outcome === 'dead' || outcome === 'expired' ? outcome : 'done'
   for (const listener of sent.onSettled.splice(0)) listener(sent.outcome)

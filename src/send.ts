@@ -127,8 +127,14 @@ export class Sender {
     if (!bytes) return null
     const row = rows.read<rows.IdRow>(bytes)
     if (this.turn.options.clock.wall() - row.at > LIMITS.idWindowMs) return null
+    const { outbox, lineage } = this.turn.store
+    const space = lineage.find((entry) => entry.epoch === row.epoch)?.space ?? null
+    const live = space === null ? undefined : outbox.sentOf(space, row.number)
+    if (live) return live
     const sent = new Sent(id, row.number, this.turn.options.durability)
-    sent.outcome = null
+    sent.space = space
+    // It is accepted; how it ended is looked up when someone asks.
+    sent.unsettled = 1
     return sent
   }
 

@@ -160,10 +160,14 @@ export class Turn {
     if (this.failure !== null || this.#isDead) return
     this.failure = error
     this.kill()
-    const unknown = new PeerpostError('UNKNOWN', `The peer stopped before this was confirmed: ${error.message} Send it again with the same id.`, error)
+    this.#leaveUnknown(new PeerpostError('UNKNOWN', `The peer stopped before this was confirmed: ${error.message} Send it again with the same id.`, error))
+    this.options.emit('failed', error)
+  }
+
+  /** Whoever still waits learns that nobody will tell. */
+  #leaveUnknown(unknown: PeerpostError): void {
     if (this.#isOpen) for (const sent of new Set(this.store.outbox.unconfirmed())) sent.onConfirmed?.(sent, unknown)
     for (const reject of this.#onFailure) reject(unknown)
-    this.options.emit('failed', error)
   }
 
   readonly #onFailure = new Set<(error: Error) => void>()
@@ -181,6 +185,7 @@ export class Turn {
     this.links.close('CLOSED')
     this.#isDead = true
     this.#timer?.()
+    this.#leaveUnknown(new PeerpostError('UNKNOWN', 'The peer closed before this was confirmed. Send it again with the same id.'))
   }
 
   /** Runs `work` of the shell; a broken invariant or a damaged row stops the peer. */
@@ -377,7 +382,11 @@ export class Turn {
   }
 
   #start(now: number): void {
-    const { start, alone } = this.handlers.next(now, this.store.inbox.consumers.values())
+    const { start, expired, alone } = this.handlers.next(now, this.store.inbox.consumers.values())
+    for (const held of expired) {
+      this.store.settle.expired(held)
+      this.#released(held, false)
+    }
     for (const [held, taker] of start) this.#give(held, taker)
     if (alone) this.store.settle.markAlone(alone)
   }
