@@ -248,6 +248,18 @@ export class Turn {
     this.schedule()
   }
 
+  /** Takes nothing new, and gives back at once what did not start: nobody has to wait until it is missed. */
+  drain(): void {
+    this.handlers.drain()
+    const { inbox, settle } = this.store
+    for (const consumer of [...inbox.consumers.values()]) {
+      if (consumer.kind === 'reply') continue
+      for (const held of inbox.removeConsumer(consumer)) settle.returned(held)
+      for (const link of this.links.up.values()) if (link.announced.delete(consumer.number)) link.writer.control(FRAME.unconsume, [consumer.number, false])
+    }
+    this.schedule()
+  }
+
   // --- settling
 
   /** Done, with what its transaction wrote. `apply` appends the messages it sent. False where the lease is lost. */
