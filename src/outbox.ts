@@ -19,6 +19,12 @@ const MEMORY_LINE = 0x80000000
 /** Bytes that a record takes in the log beside its frame: key, checksum, its share of the page. */
 const RECORD_OVERHEAD = 40
 
+/** A larger row takes whole pages. */
+const INLINE_BYTES = 1900
+const PAGE_BYTES = 4096
+
+const rowBytes = (bytes: number): number => (bytes <= INLINE_BYTES ? bytes + RECORD_OVERHEAD : Math.ceil((bytes + 100) / PAGE_BYTES) * PAGE_BYTES)
+
 /** What the shell needs to know of a message to append it. */
 export interface Draft {
   readonly key: string
@@ -52,6 +58,8 @@ export class Outbox {
   confirmed: Sent[] = []
   settled: Sent[] = []
   pendingBytes = 0
+  /** What the messages that are not in the log yet will take there. */
+  unwrittenBytes = 0
   /** Messages acknowledged before their write began. */
   elided = 0
   written = 0
@@ -168,8 +176,10 @@ export class Outbox {
   }
 
   /** Would a message of so many bytes pass the quota? Decided before anything leaves (rule P6). */
-  hasRoom(bytes: number): boolean {
-    return this.pendingBytes + bytes <= this.limits.quotaBytes * (1 - this.limits.reserveShare)
+  hasRoom(bytes: number, storeBytes: number): boolean {
+    const room = this.limits.quotaBytes * (1 - this.limits.reserveShare)
+    // A page that is split is half empty: what is not written yet may take twice its size.
+    return this.pendingBytes + bytes <= room && storeBytes + 2 * (this.unwrittenBytes + rowBytes(bytes)) <= room
   }
 
   /** Puts a message into each of its routes. The caller has checked it and found room. */
@@ -183,6 +193,7 @@ export class Outbox {
     const fields = { sequence: 0, number: sent.number, created: wallNow, key: draft.key, keyBytes, meta, lower: draft.lower }
     writeData(slab, start, fields, draft.body)
     sent.unconfirmed = sent.unsettled = targets.length
+    sent.space = this.incarnation.space
     for (const route of targets) this.#appendTo(route, draft, sent, isMemory, slab, start, start + length, wallNow, now)
   }
 
@@ -200,6 +211,7 @@ export class Outbox {
       this.#confirm(entry, 'sender', 'memory')
     } else {
       this.#wanted.push(entry)
+      this.unwrittenBytes += rowBytes(entry.bytes)
       if (isBehind) {
         entry.state = 'spilled'
         return
@@ -263,6 +275,7 @@ export class Outbox {
       if (entry.state === 'settled' || entry.state === 'expiring') {
         entry.write = 'none'
         this.elided++
+        this.unwrittenBytes -= rowBytes(entry.bytes)
         continue
       }
       const value = entry.slab.subarray(entry.start, entry.end)
@@ -319,6 +332,7 @@ export class Outbox {
     this.#touchWritten = []
     for (const entry of this.#writing) {
       if (entry.write === 'writing') entry.write = 'durable'
+      this.unwrittenBytes -= rowBytes(entry.bytes)
       entry.lane.durableTo = Math.max(entry.lane.durableTo, entry.sequence + 1)
       this.#confirm(entry, 'sender', this.storeClass)
       if (entry.state === 'uncommitted') this.#leave(entry, now)

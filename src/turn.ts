@@ -211,7 +211,7 @@ export class Turn {
   /** Throws FULL where the quota leaves no room (rule P6). */
   checkRoom(bytes: number): void {
     if (this.#isFull) throw new PeerpostError('FULL', 'The disk has no room for the store. Free some space; the peer goes on by itself.')
-    if (!this.options.rules.quotaBeforeFrames || this.store.outbox.hasRoom(bytes)) return
+    if (!this.options.rules.quotaBeforeFrames || this.store.outbox.hasRoom(bytes, this.options.log.bytes())) return
     throw new PeerpostError('FULL', 'The store has reached its quota: consumers are behind. Wait, add consumers, or raise quotaBytes.')
   }
 

@@ -35,8 +35,10 @@ t.test('a message that expires on disk tells its end too', async (t) => {
   await Promise.all(sending)
   const receipt = await sender.send('q', 'short', { ttlMs: 200 })
   const done = receipt.done
-  sender.consume('q', (message) => t.not(message.body, 'short'), { concurrency: 100 })
-  t.ok(['expired', 'done'].includes(await within(done, 'its end')))
+  let wrong = 0
+  sender.consume('q', (message) => void (message.body === 'short' && wrong++), { concurrency: 100 })
+  const end = await within(done, 'its end')
+  t.equal(end, wrong === 1 ? 'done' : 'expired')
 })
 
 for (const durability of ['process', 'disk'] as const) {
@@ -66,7 +68,9 @@ for (const durability of ['process', 'disk'] as const) {
       await hasConsumers(sender, 'q')
       await within(eventually(() => routeOf(sender, 'q')!.pending === 0), `the backlog of ${size} bytes each`)
       t.ok(done >= accepted, `${done} of ${accepted}`)
-      t.equal((await within(sender.send('q', Buffer.alloc(size)), 'a send after it healed')).durability, durability)
+      // The rows that were removed leave the store with the next commit.
+      const receipt = await eventually(() => sender.send('q', Buffer.alloc(size)).catch(() => null), 'a send after it healed')
+      t.equal(receipt.durability, durability)
       t.ok(isConserved(routeOf(sender, 'q')!))
       await consumer.close()
       await sender.close()
