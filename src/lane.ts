@@ -110,6 +110,8 @@ export class KeyState {
   recovering = false
   /** Messages of the key in the route's queue of what may go. */
   ready = 0
+  /** The last one that went into that queue: the order of what is parked to what is there. */
+  lastReady: Entry | null = null
   parked: Entry[] = []
 
   constructor(readonly name: string) {}

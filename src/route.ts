@@ -108,6 +108,7 @@ export class Route {
     else if (entry.key.held > 0 || entry.key.recovering) entry.key.park(entry)
     else {
       entry.key.ready++
+      entry.key.lastReady = entry
       this.keyed.push(entry)
     }
   }
@@ -150,10 +151,20 @@ export class Route {
     if (key.isIdle) this.keys.delete(key.name)
   }
 
-  /** Parked ones go to the head: whatever else of the key is ready came later. */
+  /**
+   * Parked ones move in front of what else of the key is ready, unless that was sent before them: it may be waiting for
+   * a first consumer, or for credit, since before a message of the key had to be committed first.
+   */
   #unpark(key: KeyState): void {
-    for (let i = key.parked.length - 1; i >= 0; i--) this.keyed.unshift(key.parked[i]!)
-    key.ready += key.parked.length
+    const { parked } = key
+    if (parked.length === 0) return
+    const last = key.ready > 0 ? key.lastReady : null
+    let ahead = parked.length
+    while (ahead > 0 && last?.precedes(parked[ahead - 1]!)) ahead--
+    for (let i = ahead - 1; i >= 0; i--) this.keyed.unshift(parked[i]!)
+    for (let i = ahead; i < parked.length; i++) this.keyed.push(parked[i]!)
+    if (last === null || ahead < parked.length) key.lastReady = parked[parked.length - 1]!
+    key.ready += parked.length
     key.parked = []
   }
 

@@ -275,7 +275,7 @@ function countProblems(histories: readonly HistoryEvent[], scans: readonly Scan[
     if (counts.length === 0) problems.push(`G11: the ${node} counted nothing.`)
     for (const count of counts) {
       if (count.f !== 'count') continue
-      const [accepted, done, dead, expired] = scans[i]!.counters.get(count.route) ?? []
+      const [accepted, done, dead, expired] = scans[i]!.counters.get(count.route) ?? [0, 0, 0, 0]
       if (accepted !== count.accepted || done !== count.done || dead !== count.dead || expired !== count.expired)
         problems.push(
           `G11: ${node}, ${count.route}: the peer counted ${count.accepted}/${count.done}/${count.dead}, its store ${accepted}/${done}/${dead}.`,
