@@ -113,11 +113,13 @@ export class KeyState {
   /** The last one that went into that queue: the order of what is parked to what is there. */
   lastReady: Entry | null = null
   parked: Entry[] = []
+  /** Messages of the key that wait for older lanes to be read. */
+  behind = 0
 
   constructor(readonly name: string) {}
 
   get isIdle(): boolean {
-    return this.out === 0 && this.held === 0 && this.ready === 0 && this.parked.length === 0
+    return this.out === 0 && this.held === 0 && this.ready === 0 && this.behind === 0 && this.parked.length === 0
   }
 
   /** Parks an entry in send order. */
@@ -211,6 +213,9 @@ export class Lane {
   readonly contested = new Map<number, { outcome: Outcome; by: PeerId | null }>()
   /** Older space whose fate at its consumers was given up on: what is sent again is marked. */
   redelivered = false
+  /** Messages with a key that came to memory while older ones of their route are on disk only: they wait for those. */
+  behind: Entry[] = []
+  behindBytes = 0
   /** Something finished since the consumers were told. */
   untold = 0
 

@@ -203,11 +203,11 @@ export class Outbox {
         return
       }
     }
-    this.#admit(entry, draft.key, draft.commitFirst && !isMemory, draft.delayMs, now)
+    this.#admit(entry, draft.key, draft.commitFirst && !isMemory, draft.delayMs, false, now)
   }
 
   /** An entry comes to memory: it gets its key's turn, and its timers. */
-  #admit(entry: Entry, key: string, commitFirst: boolean, delayMs: number, now: number): void {
+  #admit(entry: Entry, key: string, commitFirst: boolean, delayMs: number, isRetry: boolean, now: number): void {
     const { route, lane } = entry
     lane.add(entry)
     lane.loadedTo = entry.sequence + 1
@@ -220,6 +220,8 @@ export class Outbox {
       route.hold(entry)
     } else if (delayMs > 0) {
       entry.state = 'waiting'
+      // What was tried keeps its place in its key; what is only delayed takes it when it is due.
+      if (isRetry) route.hold(entry)
       this.#due.add(now + delayMs, entry)
     } else route.enqueue(entry)
     this.#active.add(route)
@@ -369,7 +371,7 @@ export class Outbox {
         entry.attempts = nacked.attempts
         entry.history = nacked.history
       }
-      this.#admit(entry, data.key(frame, 0), false, Math.max((meta?.d ?? 0) - wallNow, (nacked?.due ?? 0) - now), now)
+      this.#admit(entry, data.key(frame, 0), false, Math.max((meta?.d ?? 0) - wallNow, (nacked?.due ?? 0) - now), nacked !== undefined, now)
       lane.nacked.delete(sequence)
     }
     lane.loadedTo = Math.max(lane.loadedTo, to)
@@ -635,9 +637,7 @@ export class Outbox {
   #retire(lane: Lane): void {
     if (!lane.isOld || !lane.isFinished || lane.isFenced) return
     const { route } = lane
-    const at = route.lanes.indexOf(lane)
-    if (at < 0) return
-    route.lanes.splice(at, 1)
+    if (!route.removeLane(lane)) return
     this.#lanes.delete(laneName(lane.space, lane.number))
     for (const peer of lane.touched.keys()) this.#lazy.push(rows.remove(rows.touchedKey(lane.epoch, route.number, peer)))
   }

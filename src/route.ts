@@ -40,6 +40,7 @@ export class Route {
   /** When its last consumer left, for what may not wait for ever. */
   idleSince = 0
   dirty = false
+  #hasBehind = false
 
   constructor(
     readonly number: number,
@@ -77,13 +78,30 @@ export class Route {
     return false
   }
 
-  /** The first lane with messages on disk whose turn it is, where there is room in memory. */
+  /**
+   * The first lane with messages on disk whose turn it is, where there is room in memory. A fenced lane is passed by, for
+   * the sake of messages without a key; what has one waits in memory, up to a bound, until the lane has been read.
+   */
   wantsLoad(): Lane | null {
-    if (this.free.length + this.keyed.length >= MEMORY_MESSAGES / 4 || this.inMemory >= MEMORY_MESSAGES || this.inMemoryBytes >= MEMORY_BYTES) return null
+    let behind = 0
+    let behindBytes = 0
+    if (this.#hasBehind) {
+      for (const lane of this.lanes) {
+        behind += lane.behind.length
+        behindBytes += lane.behindBytes
+      }
+    }
+    if (this.free.length + this.keyed.length >= MEMORY_MESSAGES / 4) return null
+    if (this.inMemory - behind >= MEMORY_MESSAGES || this.inMemoryBytes - behindBytes >= MEMORY_BYTES) return null
+    let isPassing = false
     for (const lane of this.lanes) {
       if (lane.loadedTo >= lane.next) continue
-      if (!lane.isFenced) return lane.loadedTo < lane.durableTo ? lane : null
+      if (!lane.isFenced) {
+        if (isPassing && (behind >= MEMORY_MESSAGES / 4 || behindBytes >= MEMORY_BYTES / 4)) return null
+        return lane.loadedTo < lane.durableTo ? lane : null
+      }
       if (this.order === 'strict') return null
+      isPassing = true
     }
     return null
   }
@@ -104,13 +122,62 @@ export class Route {
   /** A message becomes ready to go, in its place. */
   enqueue(entry: Entry): void {
     entry.state = 'ready'
-    if (entry.key === null) this.free.push(entry)
-    else if (entry.key.held > 0 || entry.key.recovering) entry.key.park(entry)
+    if (entry.key === null) {
+      this.free.push(entry)
+      return
+    }
+    if (this.#hasBehind) this.#catchUp()
+    if (this.#follows(entry.lane)) {
+      entry.lane.behind.push(entry)
+      entry.lane.behindBytes += entry.bytes
+      entry.key.behind++
+      this.#hasBehind = true
+    } else this.#place(entry, entry.key)
+  }
+
+  #place(entry: Entry, key: KeyState): void {
+    if (key.held > 0 || key.recovering) key.park(entry)
     else {
-      entry.key.ready++
-      entry.key.lastReady = entry
+      key.ready++
+      key.lastReady = entry
       this.keyed.push(entry)
     }
+  }
+
+  /** Are messages of an older space on disk only, before those of this lane? */
+  #follows(lane: Lane): boolean {
+    if (lane.isMemory) return false
+    for (const older of this.lanes) {
+      if (older === lane) return false
+      if (older.loadedTo < older.next) return true
+    }
+    return false
+  }
+
+  /** What waited for older lanes to be read takes its place behind them. */
+  #catchUp(): void {
+    for (const lane of this.lanes) {
+      for (const entry of this.#takeBehind(lane)) if (entry.state === 'ready') this.#place(entry, entry.key!)
+      if (lane.loadedTo < lane.next) return
+    }
+    this.#hasBehind = false
+  }
+
+  #takeBehind(lane: Lane): Entry[] {
+    const taken = lane.behind
+    lane.behind = []
+    lane.behindBytes = 0
+    for (const entry of taken) entry.key!.behind--
+    return taken
+  }
+
+  /** A finished lane goes. What waited in it has expired meanwhile. False where it is not here. */
+  removeLane(lane: Lane): boolean {
+    const at = this.lanes.indexOf(lane)
+    if (at < 0) return false
+    this.lanes.splice(at, 1)
+    for (const { key } of this.#takeBehind(lane)) if (key!.isIdle) this.keys.delete(key!.name)
+    return true
   }
 
   /** A message cannot go for now; neither can what follows it in its key. */
@@ -201,6 +268,7 @@ export class Route {
   /** Hands out what may go now. `wantTouch` is called for a consumer that must be noted first (rule P1). */
   pump(wallNow: number, wantTouch: (lane: Lane, peer: PeerId) => void): void {
     if (this.consumers.length === 0) return
+    if (this.#hasBehind) this.#catchUp()
     this.#pumpKeyed(wallNow, wantTouch)
     this.#pumpFree(wallNow, wantTouch)
   }
