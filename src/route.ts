@@ -126,7 +126,7 @@ export class Route {
       this.free.push(entry)
       return
     }
-    if (this.#hasBehind) this.#catchUp()
+    if (this.#hasBehind) this.#catchUp(entry.lane)
     if (this.#follows(entry.lane)) {
       entry.lane.behind.push(entry)
       entry.lane.behindBytes += entry.bytes
@@ -154,11 +154,11 @@ export class Route {
     return false
   }
 
-  /** What waited for older lanes to be read takes its place behind them. */
-  #catchUp(): void {
+  /** What waited for older lanes to be read takes its place behind them, in the lanes up to `last` or in all. */
+  #catchUp(last: Lane | null): void {
     for (const lane of this.lanes) {
       for (const entry of this.#takeBehind(lane)) if (entry.state === 'ready') this.#place(entry, entry.key!)
-      if (lane.loadedTo < lane.next) return
+      if (lane === last || lane.loadedTo < lane.next) return
     }
     this.#hasBehind = false
   }
@@ -268,7 +268,7 @@ export class Route {
   /** Hands out what may go now. `wantTouch` is called for a consumer that must be noted first (rule P1). */
   pump(wallNow: number, wantTouch: (lane: Lane, peer: PeerId) => void): void {
     if (this.consumers.length === 0) return
-    if (this.#hasBehind) this.#catchUp()
+    if (this.#hasBehind) this.#catchUp(null)
     this.#pumpKeyed(wallNow, wantTouch)
     this.#pumpFree(wallNow, wantTouch)
   }

@@ -20,8 +20,8 @@ export interface Scan {
   readonly lineage: readonly rows.LineageEntry[]
   /** By kind, name and group, as the history's `count` events name a route. */
   readonly counters: ReadonlyMap<string, readonly number[]>
-  /** Rows of deliveries that are not settled. */
-  readonly attempts: number
+  /** Spaces in which deliveries are not settled, one entry for each. */
+  readonly unsettled: readonly string[]
 }
 
 /** Reads the store of a node. Throws STORE_IN_USE while its peer runs, STORE_DAMAGED for a row that is not sound. */
@@ -59,10 +59,10 @@ function readStore(node: string, log: Log): Scan {
     const { value } = data.body(frame, 0, frame.length) as Body
     add({ f: 'pending', value, store: node, commit: 0 }, Date.now())
   })
-  let attempts = 0
-  each(log, 'attempt', () => attempts++)
+  const unsettled: string[] = []
+  each(log, 'attempt', (key) => unsettled.push(rows.attemptOfKey(key).space))
   const lineage = rows.read<rows.LineageEntry[]>(log.get(rows.LINEAGE_KEY)!)
-  return { events, effects, letters, lineage, counters: countersOf(log), attempts }
+  return { events, effects, letters, lineage, counters: countersOf(log), unsettled }
 }
 
 /** Effects of one key bear the order of their commits; the time at which each was written may lag behind it. */
