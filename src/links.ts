@@ -53,6 +53,7 @@ export class Links {
   readonly #targets = new Map<string, Target>()
   #counter = 0
   #isClosed = false
+  #isPaused = false
 
   constructor(
     readonly clock: Clock,
@@ -120,6 +121,8 @@ export class Links {
     this.#open.add(link)
     if (target) target.link = link
     link.lastHeard = link.lastSent = this.clock.now()
+    // Whoever comes before the incarnation is durable has to come again (rule P10).
+    if (this.#isPaused) this.clock.defer(() => connection.destroy('a new incarnation begins'))
     const own: Hello = { ...this.events.self().hello, counter: ++this.#counter }
     link.handshake = new Handshake(this.proofs, own, this.clock.randomBytes(32), link.isDialer, connection, target?.pinned ?? null)
     link.handshake.start(link.writer)
@@ -136,7 +139,14 @@ export class Links {
 
   #packet(link: LinkConnection, packet: Buffer): void {
     if (!this.#open.has(link)) return
-    link.lastHeard = this.clock.now()
+    const now = this.clock.now()
+    if (link.state === 'up' && !link.isSelf && now - link.lastHeard >= this.limits.deadAfterMs) {
+      // This process slept: the other side has given the connection up, and what it sent before may run elsewhere.
+      this.#lower(link)
+      link.connection.destroy('silent for too long')
+      return
+    }
+    link.lastHeard = now
     if (link.state === 'welcome') {
       // The other side may be up before our own row of it is durable; it has not yet any credit.
       link.early.push(packet)
@@ -158,9 +168,14 @@ export class Links {
   #upFrame(link: LinkConnection, packet: Buffer, type: number, start: number, end: number): void {
     if (this.ignoreOld && this.up.get(link.peer) !== link) return
     if (type === FRAME.ping) link.writer.control(FRAME.pong, readControl(packet, start, end))
-    else if (type === FRAME.pong) link.roundTripMs = this.clock.now() - Number(readControl(packet, start, end)[0])
+    else if (type === FRAME.pong) this.#pong(link, Number(readControl(packet, start, end)[0]))
     else if (type === FRAME.bye) this.#bye(link, packet, start, end)
     else this.events.frame(link, packet, type, start, end)
+  }
+
+  #pong(link: LinkConnection, pingedAt: number): void {
+    link.roundTripMs = this.clock.now() - pingedAt
+    if (link.challenge !== 0 && pingedAt === link.challenge) link.hasAnswered = true
   }
 
   #handshakeFrame(link: LinkConnection, packet: Buffer, type: number, start: number, end: number): void {
@@ -204,6 +219,10 @@ export class Links {
     const live = this.up.get(hello.peer)
     const verdict = judge(this.checkLineage ? this.events.remembered(hello.peer) : undefined, hello, knows, live && live !== link ? live.hello!.space : null)
     if (verdict.kind === 'refuse') {
+      if (verdict.verdict === 'DUPLICATE_IDENTITY' && live && !this.#answers(live)) {
+        this.bye(link, 'BUSY', 'an earlier connection of this identity may be alive; try again')
+        return
+      }
       this.#dismiss(link, verdict.verdict, this.events.remembered(hello.peer) ?? null)
       return
     }
@@ -213,6 +232,15 @@ export class Links {
     }
     link.state = 'welcome'
     this.events.accepted(hello, verdict.loss, () => this.#rise(link))
+  }
+
+  /** Is the process behind a link that is up alive, or only not known to be dead? Asks it; later calls know. */
+  #answers(live: LinkConnection): boolean {
+    if (live.challenge !== 0) return live.hasAnswered
+    live.challenge = this.clock.now()
+    live.writer.control(FRAME.ping, [live.challenge])
+    this.flush(live)
+    return false
   }
 
   #rise(link: LinkConnection): void {
@@ -273,7 +301,7 @@ export class Links {
       this.events.fenced(code, pair, link.peer)
     }
     const target = [...this.#targets.values()].find((candidate) => candidate.link === link)
-    if (target && code !== 'SUPERSEDED' && code !== 'CLOSED') target.reason = `${String(code)}: ${String(sentence).slice(0, 300)}`
+    if (target && code !== 'SUPERSEDED' && code !== 'CLOSED' && code !== 'BUSY') target.reason = `${String(code)}: ${String(sentence).slice(0, 300)}`
     link.connection.close()
   }
 
@@ -363,13 +391,18 @@ export class Links {
     if (code === null) this.#open.clear()
   }
 
-  /** Drops every connection and dials anew: this peer has a new incarnation. */
+  /** Drops every connection and takes no new one until `resume`: this peer has a new incarnation. */
   restart(): void {
+    this.#isPaused = true
     for (const link of [...this.#open]) {
       if (link.isSelf) {
         this.#lower(link)
         this.#open.delete(link)
       } else link.connection.destroy('a new incarnation begins')
     }
+  }
+
+  resume(): void {
+    this.#isPaused = false
   }
 }

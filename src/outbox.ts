@@ -13,7 +13,7 @@ import { matches } from './pattern/topic.js'
 import { DueHeap } from './queue.js'
 import { Route } from './route.js'
 import type { Rules } from './rules.js'
-import { DATA_HEADER_BYTES, data, type Encoded, encodeMeta, type Meta, violation, writeData } from './transport/frame.js'
+import { DATA_FLAG, DATA_HEADER_BYTES, data, type Encoded, encodeMeta, type Meta, violation, writeData } from './transport/frame.js'
 
 const MEMORY_LINE = 0x80000000
 /** Bytes that a record takes in the log beside its frame: key, checksum, its share of the page. */
@@ -87,7 +87,7 @@ export class Outbox {
   #spaceBytes: Buffer
 
   constructor(
-    readonly incarnation: Incarnation,
+    public incarnation: Incarnation,
     readonly storeClass: Durability,
     readonly limits: Limits,
     readonly rules: Rules,
@@ -178,7 +178,7 @@ export class Outbox {
     const length = DATA_HEADER_BYTES + keyBytes + (meta?.length ?? 0) + draft.body.bytes.length
     const start = this.#reserve(length)
     const slab = this.#slab
-    const fields = { sequence: 0, number: sent.number, created: wallNow, key: draft.key, keyBytes, meta }
+    const fields = { sequence: 0, number: sent.number, created: wallNow, key: draft.key, keyBytes, meta, lower: draft.lower }
     writeData(slab, start, fields, draft.body)
     sent.unconfirmed = sent.unsettled = targets.length
     for (const route of targets) this.#appendTo(route, draft, sent, isMemory, slab, start, start + length, wallNow, now)
@@ -203,11 +203,11 @@ export class Outbox {
         return
       }
     }
-    this.#admit(entry, draft.key, draft.commitFirst && !isMemory, draft.delayMs, false, now)
+    this.#admit(entry, draft.key, draft.commitFirst && !isMemory, draft.delayMs, now)
   }
 
   /** An entry comes to memory: it gets its key's turn, and its timers. */
-  #admit(entry: Entry, key: string, commitFirst: boolean, delayMs: number, isRetry: boolean, now: number): void {
+  #admit(entry: Entry, key: string, commitFirst: boolean, delayMs: number, now: number): void {
     const { route, lane } = entry
     lane.add(entry)
     lane.loadedTo = entry.sequence + 1
@@ -220,8 +220,6 @@ export class Outbox {
       route.hold(entry)
     } else if (delayMs > 0) {
       entry.state = 'waiting'
-      // What was tried keeps its place in its key; what is only delayed takes it when it is due.
-      if (isRetry) route.hold(entry)
       this.#due.add(now + delayMs, entry)
     } else route.enqueue(entry)
     this.#active.add(route)
@@ -364,6 +362,7 @@ export class Outbox {
       entry.write = 'durable'
       entry.confirmed = true
       entry.rank = DURABILITY_RANK[this.storeClass]
+      entry.lower = (data.flags(frame, 0) & DATA_FLAG.lower) !== 0
       entry.redelivered = lane.isOld && lane.touched.size > 0
       if (meta?.t !== undefined) entry.expiresAt = now + meta.t - (wallNow - entry.created)
       const nacked = lane.nacked.get(sequence)
@@ -371,8 +370,10 @@ export class Outbox {
         entry.attempts = nacked.attempts
         entry.history = nacked.history
       }
-      this.#admit(entry, data.key(frame, 0), false, Math.max((meta?.d ?? 0) - wallNow, (nacked?.due ?? 0) - now), nacked !== undefined, now)
+      this.#admit(entry, data.key(frame, 0), false, Math.max((meta?.d ?? 0) - wallNow, (nacked?.due ?? 0) - now), now)
       lane.nacked.delete(sequence)
+      // A retry keeps its key waiting; a delay that its sender asked for does not.
+      if (nacked && entry.state === 'waiting') lane.route.hold(entry)
     }
     lane.loadedTo = Math.max(lane.loadedTo, to)
     this.#retire(lane)
@@ -637,7 +638,9 @@ export class Outbox {
   #retire(lane: Lane): void {
     if (!lane.isOld || !lane.isFinished || lane.isFenced) return
     const { route } = lane
-    if (!route.removeLane(lane)) return
+    const at = route.lanes.indexOf(lane)
+    if (at < 0) return
+    route.lanes.splice(at, 1)
     this.#lanes.delete(laneName(lane.space, lane.number))
     for (const peer of lane.touched.keys()) this.#lazy.push(rows.remove(rows.touchedKey(lane.epoch, route.number, peer)))
   }
@@ -744,9 +747,16 @@ export class Outbox {
     return this.#idPrefix + number.toString(36)
   }
 
-  /** What is awaited, to be carried over to the next incarnation of this process. */
-  get watched(): ReadonlyMap<string, Sent> {
-    return this.#watched
+  /** This process has a new incarnation: what was appended so far is of an older space from now on. */
+  reincarnate(incarnation: Incarnation): void {
+    this.incarnation = incarnation
+    this.#spaceBytes = Buffer.from(incarnation.space, 'hex')
+    this.#idPrefix = `${this.#spaceBytes.toString('base64url')}.`
+    for (const route of this.routes.values()) {
+      for (const lane of route.lanes) lane.isOld = true
+      route.current = route.memory = null
+    }
+    for (const lane of [...this.#lanes.values()]) this.#retire(lane)
   }
 
   // --- after a restart, and for people

@@ -76,6 +76,7 @@ export class Turn {
   #nextBeat = 0
   #lastJump = Number.NEGATIVE_INFINITY
   #lossSerial = 0
+  #isJumping = false
   #isBeat = false
 
   constructor(readonly options: TurnOptions) {
@@ -98,9 +99,9 @@ export class Turn {
   // --- opening and ending
 
   /** Opens the store and begins an incarnation. */
-  open(done: (error: Error | null) => void, aboveEpoch = 0, lost: rows.LineageEntry | null = null): void {
+  open(done: (error: Error | null) => void): void {
     const { log, clock, durability, limits, rules, proofs } = this.options
-    openStore({ self: proofs.peerId, log, clock, durability, limits, rules, aboveEpoch, lost }, (opened, error) => {
+    openStore({ self: proofs.peerId, log, clock, durability, limits, rules }, (opened, error) => {
       if (this.#isDead) return
       if (opened === null) {
         done(error)
@@ -344,6 +345,8 @@ export class Turn {
     if (outbox.nextDue <= now)
       for (const peer of outbox.tick(now)) this.options.emit('warning', { code: 'FAILOVER', message: `${peer} has been away for too long: what it had may run elsewhere, marked as redelivered.` })
     if (this.handlers.nextDue <= now) for (const held of this.handlers.tick(now)) this.#leaseLost(held)
+    if (this.#committing && now - this.#committing.since >= this.options.limits.commitTimeoutMs && !this.#isFull)
+      throw new PeerpostError('FAILED', `A commit did not end within ${this.options.limits.commitTimeoutMs} ms. Check the disk, then start the peer again.`)
     if (now < this.#nextBeat) return
     this.#nextBeat = now + this.options.limits.heartbeatMs
     this.#isBeat = true
@@ -521,6 +524,7 @@ export class Turn {
     outbox.linkDown(link, now)
     for (const consumer of link.consumers.values()) outbox.removeConsumer(consumer, now)
     settle.linkDown(link.peer)
+    this.store.inbox.linkDown(link.peer)
     this.schedule()
   }
 
@@ -550,6 +554,8 @@ export class Turn {
   /** Another peer says that this store is not what it was. */
   #fenced(verdict: 'FENCED' | 'DUPLICATE_IDENTITY' | 'ROLLBACK', pair: Remembered | null, peer: PeerId): void {
     const now = this.options.clock.now()
+    // Several connections may say the same before the jump is done; what it jumps over is then behind.
+    if (verdict === 'ROLLBACK' && pair !== null && (this.#isJumping || pair.epoch < this.store.epoch)) return
     if (verdict !== 'ROLLBACK' || pair === null || now - this.#lastJump < JUMP_WINDOW_MS) {
       const code = verdict === 'FENCED' ? 'FENCED' : 'DUPLICATE_IDENTITY'
       this.report(code, peer, 'another process runs, or ran later, with this identity')
@@ -561,26 +567,25 @@ export class Turn {
     this.#reincarnate(pair)
   }
 
-  /** Rule P9: this store was rolled back. It jumps over what others have accepted, with a new space, and goes on. */
+  /**
+   * Rule P9: this store was rolled back. It jumps over what others have accepted, with a new space, and goes on. What is
+   * in memory stays; only who we are changes, and no link is up until that is durable.
+   */
   #reincarnate(pair: Remembered): void {
-    this.afterCommit(() => {
-      this.#isOpen = false
-      this.links.restart()
-      const { consumers } = this.store.inbox
-      const watched = this.store.outbox.watched
-      this.open(
-        (error) => {
-          if (error) {
-            this.fail(error)
-            return
-          }
-          for (const consumer of consumers.values()) this.store.inbox.adopt(consumer)
-          for (const [name, sent] of watched) this.store.outbox.watch(sent, name.split('/')[0] as SpaceId)
-          for (const consumer of consumers.values()) this.addConsumer(consumer)
-        },
-        pair.epoch,
-        { epoch: pair.epoch, space: pair.space, last: pair.commit },
-      )
+    const { store } = this
+    this.#isJumping = true
+    this.links.restart()
+    const { lineage } = store
+    lineage[lineage.length - 1]!.last = this.commitNumber + (this.#committing ? 1 : 0)
+    lineage.push({ epoch: pair.epoch, space: pair.space, last: pair.commit, isLost: true })
+    store.epoch = pair.epoch + 1
+    store.space = this.options.clock.randomBytes(16).toString('hex') as SpaceId
+    lineage.push({ epoch: store.epoch, space: store.space, last: null })
+    store.outbox.reincarnate({ epoch: store.epoch, space: store.space })
+    this.commit([rows.put(rows.LINEAGE_KEY, lineage)], () => {
+      this.#isJumping = false
+      this.links.resume()
+      this.#linkSelf()
     })
   }
 

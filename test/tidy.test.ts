@@ -13,6 +13,9 @@ const WAITING: Readonly<Record<string, string>> = {
   FORBIDDEN: 'answered by the sidecar, in nodes/',
   NOT_FOUND: 'answered by the sidecar, in nodes/',
   METHOD_NOT_ALLOWED: 'answered by the sidecar, in nodes/',
+  DELIVERY_UNKNOWN: 'answered by the sidecar, in nodes/',
+  MESSAGE_UNKNOWN: 'answered by the sidecar, in nodes/',
+  DEAD_LETTER_UNKNOWN: 'answered by the sidecar, in nodes/',
   CONFIG_INVALID: 'thrown by nodes/config.ts',
 }
 
@@ -131,7 +134,8 @@ const SAMPLES: Readonly<Record<string, readonly Sample[]>> = {
       says: 'AbortSignal.timeout belongs',
       good: {
         'src/clock.ts': 'Date.now(); setTimeout(f, 1)',
-        'src/a.ts': 'socket.setTimeout(5); const at: Date = x; x instanceof Date; clock.random(); clock.randomBytes(4)',
+        'src/a.ts':
+          'socket.setTimeout(5); const at: Date = x; x instanceof Date; new Date(at); clock.random(); clock.randomBytes(4)',
         'test/a.ts': 'Date.now()',
       },
     },

@@ -67,6 +67,8 @@ export interface LineageEntry {
   readonly epoch: number
   readonly space: SpaceId
   last: number | null
+  /** Not this store's own any more: the incarnation that another peer remembers of it, and that a restore undid. */
+  readonly isLost?: true
 }
 
 // --- the sender's side
@@ -167,8 +169,9 @@ export interface AttemptRow {
   /** Deliveries that count. */
   readonly attempts: number
   readonly history: readonly Attempt[]
-  /** Milliseconds since 1970 before which it is not run again. */
+  /** Milliseconds since 1970 before which it is not run again; `delayMs` bounds what a clock that jumped makes of it. */
   readonly retryAt: number
+  readonly delayMs: number
   /** A delivery was started and its end is not in the log; `alone` when nothing else ran beside it. */
   readonly started: false | 'shared' | 'alone'
 }

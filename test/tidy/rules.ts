@@ -150,10 +150,11 @@ export const timeAndChance: Rule = (project) =>
 function readsTimeOrChance(node: ts.Node): string | null {
   const timer = TIMERS.find((name) => usesGlobal(node, name))
   if (timer) return timer
-  if (ts.isNewExpression(node) && isNamed(node.expression, 'Date')) return 'new Date'
+  // A Date of a given time is only a way to write it down.
+  if (ts.isNewExpression(node) && isNamed(node.expression, 'Date') && !node.arguments?.length) return 'new Date'
   if (!ts.isPropertyAccessExpression(node)) return null
   const { expression, name } = node
-  if (isNamed(expression, 'Date')) return `Date.${name.text}`
+  if (isNamed(expression, 'Date') && name.text === 'now') return 'Date.now'
   if (isNamed(expression, 'Math') && name.text === 'random') return 'Math.random'
   if (isNamed(expression, 'process') && ['hrtime', 'nextTick', 'uptime'].includes(name.text))
     return `process.${name.text}`
