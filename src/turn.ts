@@ -430,7 +430,8 @@ export class Turn {
     const { outbox, inbox, settle } = this.store
     const isUrgent = outbox.wantsCommit || inbox.wantsCommit || settle.wantsCommit || this.#changes.length > 0 || this.#waiters.length > 0
     if (!isUrgent) {
-      if (!outbox.hasLazy && this.#dirtyPeers.size === 0) return
+      // What is remembered of a peer rides along with what relies on it; alone it would make idle peers write for ever.
+      if (!outbox.hasLazy) return
       if (this.#lazyAt === Number.POSITIVE_INFINITY) this.#lazyAt = now + LAZY_MS
       if (now < this.#lazyAt) return
     }
