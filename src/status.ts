@@ -121,10 +121,9 @@ export class Inspector {
   #place(id: string): { space: string; number: number } | null {
     const parsed = Outbox.parseId(id)
     if (parsed) return parsed
-    const [from, to] = rows.tableRange('id')
+    const [from, to] = rows.idRange(id)
     let found: { space: string; number: number } | null = null
-    this.turn.options.log.scan(from, to, (key, value) => {
-      if (!key.subarray(key.length - Buffer.byteLength(id)).equals(Buffer.from(id))) return true
+    this.turn.options.log.scan(from, to, (_key, value) => {
       const row = rows.read<rows.IdRow>(value)
       const entry = this.turn.store.lineage.find((candidate) => candidate.epoch === row.epoch && !candidate.isLost)
       if (entry) found = { space: entry.space, number: row.number }

@@ -129,7 +129,7 @@ class CoreNode implements SimNode {
         turn.state.get(tx, key)
         tx.writes.set(key, rows.put(Buffer.alloc(0), value).value!)
       },
-      send: ({ value, queue, key, id }) => tx.sends.push({ kind: 'send', name: queue, body: value, options: optionsOf(key, id) }),
+      send: ({ value, queue, key, id }) => tx.sends.push(this.#sender!.draftSend('send', queue, value, optionsOf(key, id))),
     }
     this.#seat.handle(delivery, face, (settlement) => {
       if (settlement.kind === 'done') this.#done(turn, held, tx, conflicts)
