@@ -5,23 +5,20 @@ import { ConflictGate, type DeliveryHost, HeldDelivery, runHandler, TxFace } fro
 import { PeerpostError } from './errors.js'
 import type { Taker } from './handler.js'
 import type { ConsumerPolicy, Held, LocalConsumer } from './hold.js'
-import { Sent } from './lane.js'
-import { type Durability, DURABILITY_RANK } from './log/log.js'
-import * as rows from './log/rows.js'
+import type { Sent } from './lane.js'
+import type { Durability } from './log/log.js'
 import type * as api from './message.js'
-import { checkId, checkInteger, checkKey, checkName, checkOptions, LIMITS, parseBackoff } from './options.js'
+import { checkInteger, checkName, checkOptions, LIMITS, parseBackoff } from './options.js'
 import type { Draft } from './outbox.js'
 import { checkPattern } from './pattern/topic.js'
 import { Replies } from './pattern/request.js'
 import { Inspector } from './status.js'
-import type { Route } from './route.js'
+import { NO_OPTIONS, SEND_OPTIONS, Sender } from './send.js'
 import type { TxBuffer } from './transaction.js'
-import { data, type Encoded, encodeBody, type Meta } from './transport/frame.js'
+import { data, encodeBody } from './transport/frame.js'
 import type { Turn } from './turn.js'
 
-const SEND_OPTIONS = ['id', 'key', 'delayMs', 'at', 'ttlMs', 'priority', 'headers', 'durability', 'until', 'allowLower', 'signal']
 const CONSUME_OPTIONS = ['concurrency', 'leaseMs', 'retry', 'order']
-const NO_OPTIONS: api.SendOptions = Object.freeze({})
 /** A pull waits at least so long: the senders must hear of it first. */
 const PULL_LEAST_MS = 25
 const TRANSACTION_TRIES = 100
@@ -46,7 +43,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
   readonly #parts: Parts
   readonly #running = new Map<Held, HeldDelivery>()
   readonly #gate = new ConflictGate()
-  readonly #ids = new Map<string, Sent>()
+  readonly #sender: Sender
   readonly #replies: Replies
   readonly #inspector: Inspector
   #subscriptions = 0
@@ -58,6 +55,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     this.turn = parts.turn
     this.#clock = parts.clock
     this.turn.onLeaseLost = (held) => this.#running.get(held)?.abort('The lease is over.')
+    this.#sender = new Sender(parts.turn)
     this.#replies = new Replies(parts.clock, this.id)
     this.#listenForReplies()
     this.#inspector = new Inspector(this.turn, parts.name, parts.listen)
@@ -78,9 +76,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
   send(queue: string, body: unknown, options: api.SendOptions = NO_OPTIONS): Promise<api.Receipt> {
     try {
       this.#checkOpen()
-      const { outbox } = this.turn.store
-      const route = outbox.findRoute('queue', queue, '', '') ?? outbox.route('queue', checkName('queue name', queue), '', '', true)
-      return this.#accept([route], 'queue', queue, this.#draft(body, options, null, false), options)
+      return this.#receipt(this.#sender.send(queue, body, options), options)
     } catch (thrown) {
       return Promise.reject(thrown)
     }
@@ -88,11 +84,8 @@ export class LocalPeer implements api.Peer, DeliveryHost {
 
   async publish(topic: string, body: unknown, options: api.SendOptions = NO_OPTIONS): Promise<api.PublishReceipt> {
     this.#checkOpen()
-    const routes = this.turn.store.outbox.subscriptions(checkName('topic', topic))
-    const draft = this.#draft(body, options, { n: topic }, false)
-    if (routes.length === 0) return Object.assign(nowhere(this.turn, draft.durability), { routes: 0 })
-    const receipt = await this.#accept(routes, 'topic', topic, draft, options)
-    return Object.assign(receipt, { routes: routes.length })
+    const { sent, routes } = this.#sender.publish(topic, body, options)
+    return Object.assign(await this.#receipt(sent, options), { routes })
   }
 
   async request<Reply = unknown>(name: string, body: unknown, options: api.RequestOptions = {}): Promise<Reply> {
@@ -100,102 +93,15 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     checkOptions('request', options, [...SEND_OPTIONS, 'timeoutMs'])
     const { timeoutMs = 30_000, ...rest } = options
     checkInteger('timeoutMs', timeoutMs, 1, 0x7fffffff)
-    const route = this.turn.store.outbox.route('request', checkName('request name', name), '', '', true)
     const { correlation, reply } = this.#replies.expect(name, timeoutMs, options.signal)
     const send: api.SendOptions = { durability: 'memory', ttlMs: timeoutMs, ...rest, allowLower: true }
-    const { timeoutMs: _, ...clean } = send as api.RequestOptions
     try {
-      await this.#accept([route], 'request', name, this.#draft(body, clean, { r: [this.id, correlation] }, false), clean)
+      await this.#receipt(this.#sender.request(name, body, send, [this.id, correlation]), send)
     } catch (thrown) {
       this.#replies.forget(correlation)
       throw thrown
     }
     return reply as Promise<Reply>
-  }
-
-  /** Encodes and checks one message. `commitFirst` for what is part of a transaction. */
-  #draft(body: unknown, options: api.SendOptions, extra: Meta | null, commitFirst: boolean): Draft {
-    const storeClass = this.turn.options.durability
-    const encoded = encodeBody(body)
-    if (encoded.bytes.length > LIMITS.bodyBytes) throw tooLarge(encoded, LIMITS.bodyBytes)
-    if (options === NO_OPTIONS)
-      return { key: '', meta: extra ?? undefined, body: encoded, durability: storeClass, lower: false, delayMs: 0, ttlMs: Number.POSITIVE_INFINITY, commitFirst }
-    checkOptions('send', options, SEND_OPTIONS)
-    const durability = options.durability ?? storeClass
-    if (!(durability in DURABILITY_RANK)) throw new PeerpostError('OPTION_INVALID', `durability must be memory, process or disk, not ${String(durability)}.`)
-    if (DURABILITY_RANK[durability] > DURABILITY_RANK[storeClass])
-      throw new PeerpostError('OPTION_INVALID', `This peer's store is of class ${storeClass}; a message cannot be ${durability}. Open the peer with durability: '${durability}'.`)
-    const delayMs = this.#delay(options)
-    const meta = this.#meta(options, extra, delayMs)
-    const ttlMs = options.ttlMs === undefined ? Number.POSITIVE_INFINITY : checkInteger('ttlMs', options.ttlMs, 1, Number.MAX_SAFE_INTEGER)
-    return {
-      key: options.key === undefined ? '' : checkKey(options.key),
-      meta,
-      body: encoded,
-      durability: durability === 'disk' || durability === storeClass ? storeClass : durability === 'memory' ? 'memory' : storeClass,
-      lower: options.allowLower === true,
-      delayMs,
-      ttlMs,
-      commitFirst: commitFirst || (options.id !== undefined && this.turn.options.rules.idBeforeFrames),
-    }
-  }
-
-  #delay(options: api.SendOptions): number {
-    if (options.at !== undefined && options.delayMs !== undefined) throw new PeerpostError('OPTION_INVALID', 'Give either at or delayMs, not both.')
-    if (options.at !== undefined) return Math.max(0, Number(options.at) - this.#clock.wall())
-    return options.delayMs === undefined ? 0 : checkInteger('delayMs', options.delayMs, 0, Number.MAX_SAFE_INTEGER)
-  }
-
-  #meta(options: api.SendOptions, extra: Meta | null, delayMs: number): Meta | undefined {
-    const meta: Meta = { ...extra }
-    if (options.id !== undefined) meta.i = checkId(options.id)
-    if (options.headers !== undefined) meta.h = checkHeaders(options.headers)
-    if (options.priority !== undefined && checkInteger('priority', options.priority, 0, 9) !== 4) meta.p = options.priority
-    if (options.ttlMs !== undefined) meta.t = options.ttlMs
-    if (delayMs > 0) meta.d = Math.round(this.#clock.wall() + delayMs)
-    return Object.keys(meta).length === 0 ? undefined : meta
-  }
-
-  /** Appends a checked message and promises its receipt. */
-  #accept(routes: readonly Route[], kind: api.DestinationKind, name: string, draft: Draft, options: api.SendOptions): Promise<api.Receipt> {
-    const { signal, id } = options
-    if (signal?.aborted) throw new PeerpostError('ABORTED', 'The send was aborted before it began; nothing was accepted.', signal.reason)
-    if (id !== undefined) {
-      const known = this.#knownId(kind, name, id)
-      if (known) return this.#receipt(known, options)
-    }
-    this.turn.checkRoom(draft.body.bytes.length)
-    const sent = this.#newSent(draft)
-    if (id !== undefined) this.#rememberId(kind, name, id, sent)
-    this.turn.submit(routes, draft, sent)
-    return this.#receipt(sent, options)
-  }
-
-  #newSent(draft: Draft): Sent {
-    const { id, number } = this.turn.store.outbox.nextId()
-    return new Sent(draft.meta?.i ?? id, number, draft.durability)
-  }
-
-  /** The first message with a caller's id, inside the window. */
-  #knownId(kind: api.DestinationKind, name: string, id: string): Sent | null {
-    const known = this.#ids.get(`${kind}/${name}/${id}`)
-    if (known) return known
-    const bytes = this.turn.options.log.get(rows.idKey(kind, name, id))
-    if (!bytes) return null
-    const row = rows.read<rows.IdRow>(bytes)
-    if (this.#clock.wall() - row.at > LIMITS.idWindowMs) return null
-    const sent = new Sent(id, row.number, this.turn.options.durability)
-    sent.outcome = null
-    return sent
-  }
-
-  #rememberId(kind: api.DestinationKind, name: string, id: string, sent: Sent): void {
-    const key = rows.idKey(kind, name, id)
-    const at = Math.round(this.#clock.wall())
-    const { epoch } = this.turn.store
-    const row: rows.IdRow = { epoch, number: sent.number, at }
-    this.#ids.set(`${kind}/${name}/${id}`, sent)
-    this.turn.commit([rows.put(key, row), rows.putBytes(rows.idAgeKey(at, epoch, sent.number), key)], () => this.#ids.delete(`${kind}/${name}/${id}`))
   }
 
   #receipt(sent: Sent, options: api.SendOptions): Promise<api.Receipt> {
@@ -217,30 +123,11 @@ export class LocalPeer implements api.Peer, DeliveryHost {
   // --- inside transactions
 
   checkSend(kind: 'send' | 'publish', name: string, body: unknown, options: api.SendOptions | undefined): void {
-    checkName(kind === 'send' ? 'queue name' : 'topic', name)
-    const draft = this.#draft(body, options ?? NO_OPTIONS, null, true)
-    this.turn.checkRoom(draft.body.bytes.length)
+    this.#sender.check(kind, name, body, options)
   }
 
   appendSends(tx: TxBuffer): void {
-    this.#appendAll(tx)
-  }
-
-  #appendAll(tx: TxBuffer): Sent[] {
-    const appended: Sent[] = []
-    for (const { kind, name, body, options = NO_OPTIONS } of tx.sends) {
-      const { outbox } = this.turn.store
-      const isQueue = kind === 'send'
-      const draft = this.#draft(body, options, isQueue ? null : { n: name }, this.turn.options.rules.transactionBeforeFrames)
-      const routes = isQueue ? [outbox.route('queue', name, '', '', true)] : outbox.subscriptions(name)
-      const known = options.id === undefined ? null : this.#knownId(isQueue ? 'queue' : 'topic', name, options.id)
-      if (routes.length === 0 || known) continue
-      const sent = this.#newSent(draft)
-      if (options.id !== undefined) this.#rememberId(isQueue ? 'queue' : 'topic', name, options.id, sent)
-      this.turn.submit(routes, draft, sent)
-      appended.push(sent)
-    }
-    return appended
+    this.#sender.appendAll(tx)
   }
 
   async transaction<Result>(work: (tx: api.Transaction) => Result | Promise<Result>): Promise<Result> {
@@ -271,7 +158,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
             resolve(false)
             return
           }
-          this.#appendAll(buffer)
+          this.#sender.appendAll(buffer)
           const forget = this.turn.onFailure(reject)
           this.turn.commit(this.turn.state.apply(buffer), () => {
             forget()
@@ -354,7 +241,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     const durability: Durability = held.lane.isMemory ? 'memory' : this.turn.options.durability
     const body = encodeBody(error === null ? [true, value ?? null] : [false, error])
     const draft: Draft = { key: '', meta: { r: [to[0], to[1]] }, body, durability, lower: true, delayMs: 0, ttlMs: LIMITS.replyMs, commitFirst: false }
-    this.turn.submit([this.turn.store.outbox.route('reply', to[0], '', '', false)], draft, this.#newSent(draft))
+    this.#sender.submit([this.turn.store.outbox.route('reply', to[0], '', '', false)], draft)
   }
 
   async pull(source: api.Source, options: api.PullOptions = {}): Promise<api.Delivery[]> {
@@ -455,9 +342,8 @@ export class LocalPeer implements api.Peer, DeliveryHost {
       ttlMs: Number.POSITIVE_INFINITY,
       commitFirst: true,
     }
-    const { number } = outbox.nextId()
     const route = outbox.route(row.kind, row.pattern ?? row.name, row.kind === 'topic' ? row.group : '', row.owner, true)
-    this.turn.submit([route], draft, new Sent(row.id, number, draft.durability))
+    this.#sender.submit([route], draft)
     this.turn.commit([removeLetter(letter)], null)
     this.turn.store.settle.deadLetters--
   }
@@ -579,31 +465,7 @@ function onConfirmed(sent: Sent, tell: (error: Error | null) => void): void {
   }
 }
 
-/** A publish that nobody subscribed to. */
-function nowhere(turn: Turn, durability: Durability): api.Receipt {
-  const { id, number } = turn.store.outbox.nextId()
-  const sent = new Sent(id, number, durability)
-  sent.outcome = 'done'
-  return new LocalReceipt(sent, turn)
-}
-
 const unknown = (sentence: string, cause?: unknown): PeerpostError => new PeerpostError('UNKNOWN', sentence, cause)
-const tooLarge = (body: Encoded, limit: number): PeerpostError =>
-  new PeerpostError('BODY_TOO_LARGE', `The body has ${body.bytes.length} bytes; ${limit} are allowed. Send it in parts, or send where it is kept.`)
-
-function checkHeaders(headers: api.Headers): Record<string, string> {
-  const checked: Record<string, string> = {}
-  let bytes = 0
-  for (const [name, value] of Object.entries(headers)) {
-    if (typeof value !== 'string') throw new PeerpostError('HEADERS_INVALID', `The header ${name} must be a string, not ${typeof value}.`)
-    if (name === '' || name === '__proto__' || name === 'constructor' || name === 'prototype') throw new PeerpostError('HEADERS_INVALID', `"${name}" cannot be a header's name.`)
-    bytes += Buffer.byteLength(name) + Buffer.byteLength(value)
-    checked[name] = value
-  }
-  if (bytes > LIMITS.headerBytes) throw new PeerpostError('HEADERS_INVALID', `Headers may have ${LIMITS.headerBytes} bytes in all; these have ${bytes}. Put the rest into the body.`)
-  return checked
-}
-
 function policyOf(options: api.ConsumeOptions): ConsumerPolicy {
   const { concurrency = 1, leaseMs = LIMITS.leaseMs, retry = {} } = options
   checkOptions('retry', retry, ['maxAttempts', 'backoff'])

@@ -82,8 +82,8 @@ export class Route {
     if (this.free.length + this.keyed.length >= MEMORY_MESSAGES / 4 || this.inMemory >= MEMORY_MESSAGES || this.inMemoryBytes >= MEMORY_BYTES) return null
     for (const lane of this.lanes) {
       if (lane.loadedTo >= lane.next) continue
-      if (!lane.isFenced) return lane.loadedTo < lane.durableTo ? lane : null
-      if (this.order === 'strict') return null
+      // What is behind a fenced lane may hold later messages of its keys.
+      return !lane.isFenced && lane.loadedTo < lane.durableTo ? lane : null
     }
     return null
   }

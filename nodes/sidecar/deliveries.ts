@@ -4,7 +4,7 @@
  */
 import { randomBytes } from 'node:crypto'
 import { PeerpostError } from '../../src/errors.js'
-import type { Delivery } from '../../src/message.js'
+import type { Delivery, Peer } from '../../src/message.js'
 
 /** How many settled or lost tokens are remembered, so that their holders are told what happened. */
 const PAST_LIMIT = 20_000
@@ -63,10 +63,9 @@ export class DeliveryTable {
     }
   }
 
-  /** Gives back a delivery that no client has seen: another consumer may have it at once. */
-  async release(peer: TakesBack, token: string): Promise<void> {
-    if (!this.#out.has(token)) return
-    await this.settle(token, (delivery) => giveBack(peer, delivery))
+  /** Settles what its client did not come to hold. Does nothing where that was settled or lost in the meantime. */
+  async release(token: string, work: (delivery: Delivery) => Promise<void>): Promise<void> {
+    if (this.#out.has(token)) await this.settle(token, work)
   }
 
   /** Resolves once nothing is out. */
@@ -108,8 +107,16 @@ interface TakesBack {
   unsee?(delivery: Delivery): void
 }
 
-/** Puts a delivery back that no client has seen: at once, and uncharged where the peer can do that. */
-export async function giveBack(peer: TakesBack, delivery: Delivery): Promise<void> {
-  if (peer.unsee) peer.unsee(delivery)
-  else await delivery.nack({ delayMs: 0, reason: 'The client was gone before it had the delivery.' })
+/** Puts a delivery back of which no client has seen a byte: at once, and uncharged where the peer can do that. */
+export async function giveBack(peer: Peer, delivery: Delivery): Promise<void> {
+  const able = peer as Peer & TakesBack
+  if (able.unsee) able.unsee(delivery)
+  else await broken(delivery)
 }
+
+/**
+ * Puts a delivery back whose answer broke on the way: at once, but as an attempt. Whether the client had its last byte
+ * cannot be known for certain, so the next consumer has to be told that this is a repeat.
+ */
+export const broken = (delivery: Delivery): Promise<void> =>
+  delivery.nack({ delayMs: 0, reason: 'The connection ended before the client had the delivery.' })

@@ -3,11 +3,11 @@
  * its lease.
  */
 import type { Socket } from 'node:net'
-import { PeerpostError } from '../../src/errors.js'
+import { PeerpostError, reasonOf } from '../../src/errors.js'
 import type { Delivery, Peer, PullOptions, Source } from '../../src/message.js'
 import { checkInteger, LIMITS, parseBackoff } from '../../src/options.js'
 import { deliveryFields, duration, toJson } from './body.js'
-import { type DeliveryTable, giveBack } from './deliveries.js'
+import { broken, type DeliveryTable, giveBack } from './deliveries.js'
 import { type Answer, type Call, checkQuery } from './http.js'
 import { problemOf } from './problem.js'
 
@@ -80,8 +80,7 @@ async function pullOnce(place: PullPlace, source: Source, call: Call, options: O
   try {
     const deliveries = await place.peer.pull(source, { ...options, signal: stop.signal })
     if (!stop.signal.aborted) return deliveries
-    for (const delivery of deliveries)
-      giveBack(place.peer, delivery).catch((error) => place.note('An unseen delivery could not be put back', error))
+    for (const delivery of deliveries) putBack(place, giveBack(place.peer, delivery))
     return []
   } catch (error) {
     if (stop.signal.aborted) return []
@@ -93,38 +92,46 @@ async function pullOnce(place: PullPlace, source: Source, call: Call, options: O
 }
 
 async function list(place: PullPlace, source: Source, call: Call, options: Options): Promise<Answer> {
-  const deliveries = await pullOnce(place, source, call, options)
-  const tokens = deliveries.map((delivery) => place.table.issue(delivery))
-  const releaseAll = () => {
-    for (const token of tokens) releaseUnseen(place, token)
-  }
-  try {
-    const data = listText(place, deliveries, tokens)
-    // A client that got only a part of the list cannot have read it: JSON ends with its last byte.
-    return { status: 200, bytes: { type: 'application/json', data }, sent: (whole) => whole || releaseAll() }
-  } catch (error) {
-    releaseAll()
-    throw error
-  }
-}
-
-/** One list within what an answer may take; at least one delivery is in it, and what has no room goes back. */
-function listText(place: PullPlace, deliveries: readonly Delivery[], tokens: readonly string[]): Buffer {
   const parts: Buffer[] = []
+  const tokens: string[] = []
   let bytes = 0
-  deliveries.forEach((delivery, index) => {
+  for (const delivery of await pullOnce(place, source, call, options)) {
     if (bytes > LIST_BYTES) {
-      releaseUnseen(place, tokens[index]!)
-      return
+      putBack(place, giveBack(place.peer, delivery))
+      continue
     }
-    parts.push(Buffer.from(`${index === 0 ? '' : ','}${toJson(deliveryFields(delivery, tokens[index]!))}`))
+    const token = place.table.issue(delivery)
+    const text = textOf(place, delivery, token)
+    if (text === null) continue
+    tokens.push(token)
+    parts.push(Buffer.from(parts.length === 0 ? text : `,${text}`))
     bytes += parts.at(-1)!.length
-  })
-  return Buffer.concat([Buffer.from('{"deliveries":['), ...parts, Buffer.from(']}')])
+  }
+  const data = Buffer.concat([Buffer.from('{"deliveries":['), ...parts, Buffer.from(']}')])
+  const sent = (whole: boolean) => {
+    // A client that got only a part of the list cannot have read it: JSON ends with its last byte.
+    if (!whole) for (const token of tokens) putBack(place, place.table.release(token, broken))
+  }
+  return { status: 200, bytes: { type: 'application/json', data }, sent }
 }
 
-function releaseUnseen(place: PullPlace, token: string): void {
-  place.table.release(place.peer, token).catch((error) => place.note('An unseen delivery could not be put back', error))
+/** Null for a body that has no JSON text: that delivery counts as failed, so that it ends as a dead letter. */
+function textOf(place: PullPlace, delivery: Delivery, token: string): string | null {
+  try {
+    return toJson(deliveryFields(delivery, token))
+  } catch (error) {
+    place.note('A delivery could not be written as JSON', error)
+    const reason = `It could not be written as JSON: ${reasonOf(error).split('\n')[0]}`
+    putBack(
+      place,
+      place.table.release(token, () => delivery.nack({ reason })),
+    )
+    return null
+  }
+}
+
+function putBack(place: PullPlace, done: Promise<void>): void {
+  done.catch((error) => place.note('A delivery could not be put back', error))
 }
 
 /**
@@ -144,7 +151,7 @@ async function stream(place: PullPlace, source: Source, call: Call, options: Opt
     for (let room = await events.room(); room > 0; room = await events.room()) {
       const deliveries = await pullOnce(place, source, call, { ...options, max: room, waitMs: STREAM_BEAT_MS })
       if (deliveries.length === 0 && !gone.aborted) response.write(': nothing yet\n\n')
-      for (const delivery of deliveries) events.write(delivery)
+      for (const delivery of deliveries) await events.write(delivery)
     }
   } catch (error) {
     const problem = problemOf(error)
@@ -163,7 +170,7 @@ class EventStream {
   readonly #call: Call
   readonly #max: number
   readonly #socket: Socket | null
-  readonly #unflushed = new Set<string>()
+  #unflushed: string | null = null
   #out = 0
   #wake: () => void = () => {}
 
@@ -174,65 +181,52 @@ class EventStream {
     this.#socket = call.response.socket
     call.gone.addEventListener('abort', this.#stopped)
     place.draining.addEventListener('abort', this.#stopped)
-    call.response.on('drain', this.#stopped)
   }
 
   /** Resolves with how many more deliveries may go out, or with 0 once the client is gone or the sidecar drains. */
   async room(): Promise<number> {
-    while (!this.#ended && (this.#out >= this.#max || this.#call.response.writableNeedDrain))
-      await new Promise<void>((resolve) => {
-        this.#wake = resolve
-      })
+    while (!this.#ended && this.#out >= this.#max) await this.#woken()
     return this.#ended ? 0 : this.#max - this.#out
   }
 
-  write(delivery: Delivery): void {
+  /** Resolves once the system has the event: each goes alone, so that it is known which one a broken connection hit. */
+  async write(delivery: Delivery): Promise<void> {
+    if (this.#ended) return putBack(this.#place, giveBack(this.#place.peer, delivery))
     this.#out += 1
     const token = this.#place.table.issue(delivery, () => {
       this.#out -= 1
       this.#wake()
     })
-    if (this.#call.gone.aborted) {
-      releaseUnseen(this.#place, token)
-      return
-    }
-    this.#unflushed.add(token)
-    const event = this.#eventOf(delivery, token)
-    if (event === null) return
-    this.#call.response.write(event, () => {
+    const text = textOf(this.#place, delivery, token)
+    if (text === null) return
+    this.#unflushed = token
+    this.#call.response.write(`event: delivery\ndata: ${text}\n\n`, () => {
       // A connection that broke down calls back without an error as well, so the connection itself is asked.
-      if (this.#socket?.destroyed === false) this.#unflushed.delete(token)
+      if (this.#socket?.destroyed === false) this.#unflushed = null
+      this.#wake()
     })
-  }
-
-  /** Null for a body that has no JSON text of a possible length: its delivery goes back, and in the end becomes a dead letter. */
-  #eventOf(delivery: Delivery, token: string): string | null {
-    try {
-      return `event: delivery\ndata: ${toJson(deliveryFields(delivery, token))}\n\n`
-    } catch (error) {
-      this.#unflushed.delete(token)
-      releaseUnseen(this.#place, token)
-      this.#place.note('A delivery could not be written as JSON', error)
-      return null
-    }
+    while (this.#unflushed !== null && !this.#call.gone.aborted) await this.#woken()
   }
 
   close(): void {
     this.#call.gone.removeEventListener('abort', this.#stopped)
     this.#place.draining.removeEventListener('abort', this.#stopped)
-    if (this.#call.gone.aborted) this.#releaseUnflushed()
   }
+
   get #ended(): boolean {
     return this.#call.gone.aborted || this.#place.draining.aborted
   }
 
   readonly #stopped = (): void => {
-    if (this.#call.gone.aborted) this.#releaseUnflushed()
+    const token = this.#call.gone.aborted ? this.#unflushed : null
+    this.#unflushed = this.#call.gone.aborted ? null : this.#unflushed
+    if (token !== null) putBack(this.#place, this.#place.table.release(token, broken))
     this.#wake()
   }
 
-  #releaseUnflushed(): void {
-    for (const token of this.#unflushed) releaseUnseen(this.#place, token)
-    this.#unflushed.clear()
+  #woken(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#wake = resolve
+    })
   }
 }

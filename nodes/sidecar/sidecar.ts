@@ -57,18 +57,23 @@ export async function runSidecar(flags: Readonly<Record<string, unknown>>, json:
     log.fatal({ err: error }, 'The peer has stopped; nothing more is accepted or acknowledged')
     process.exit(EXIT_FAILED)
   })
-  for (const event of ['warning', 'stateLoss', 'deadLetter', 'link'] as const)
-    sidecar.peer.on(event, (about: object) =>
-      log[event === 'link' ? 'info' : 'warn']({ event, about }, 'The peer reports'),
-    )
+  logEvents(sidecar)
   drainOnSignals(sidecar)
   process.stdout.write(json ? `${JSON.stringify(readyEvent(sidecar))}\n` : readyText(sidecar))
+}
+
+/** What the peer reports. The reason of a dead letter is left out: what a handler threw may quote the payload. */
+function logEvents({ peer, log }: Sidecar): void {
+  peer.on('link', (link) => log.info({ link }, `The link with a peer is ${link.state}`))
+  peer.on('warning', (warning) => log.warn({ warning }, 'The peer warns'))
+  peer.on('stateLoss', (loss) => log.warn({ loss }, 'State was lost or rolled back; the range may repeat or be gone'))
+  peer.on('deadLetter', ({ id, name }) => log.warn({ id, name }, 'A message became a dead letter'))
 }
 
 async function open(config: Config, log: Log): Promise<Sidecar> {
   const options = peerOptions(config)
   const peer = await openPeer(options).catch((error: unknown) => {
-    throw withFlag(error, config)
+    throw withFlag(error)
   })
   try {
     return await openServers(config, log, peer)
@@ -96,7 +101,7 @@ function peerOptions(config: Config): PeerOptions {
 }
 
 /** Names the flag that helps, where the library can only name its option. */
-function withFlag(error: unknown, config: Config): unknown {
+function withFlag(error: unknown): unknown {
   if (!(error instanceof PeerpostError)) return error
   if (error.code === 'ADDRESS_IN_USE')
     return new PeerpostError(
@@ -105,11 +110,7 @@ function withFlag(error: unknown, config: Config): unknown {
       error,
     )
   if (error.code === 'STORE_IN_USE')
-    return new PeerpostError(
-      error.code,
-      `${error.message} Choose another folder than ${config.data} with --data.`,
-      error,
-    )
+    return new PeerpostError(error.code, `${error.message} The flag for that is --data DIR.`, error)
   return error
 }
 

@@ -83,7 +83,10 @@ class TcpTransport implements Transport {
       },
     }
     this.#listeners.add(listener)
-    if (this.#closed) await listener.close()
+    if (this.#closed) {
+      await listener.close()
+      throw closedError()
+    }
     return listener
   }
 

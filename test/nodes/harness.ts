@@ -18,8 +18,8 @@ import { listenTcp } from '../../nodes/sidecar/listeners.js'
 import { metricsOf } from '../../nodes/sidecar/metrics.js'
 import { Rates } from '../../nodes/sidecar/rates.js'
 import { buildServer, type ServerOptions } from '../../nodes/sidecar/server.js'
+import { openPeer } from '../../src/index.js'
 import type { Peer } from '../../src/message.js'
-import { FakePeer } from './fake-peer.js'
 
 /** The part of a tap test that the harness uses. */
 export interface Teardown {
@@ -89,7 +89,7 @@ export function http(
 
 /** An API in this process. `call` sends the token along. */
 export interface Api {
-  readonly peer: FakePeer
+  readonly peer: Peer
   readonly table: DeliveryTable
   readonly draining: AbortController
   readonly port: number
@@ -104,7 +104,7 @@ export async function startApi(t: Teardown, limits: ServerOptions['limits'] = {}
   const tokenFile = join(folder(t), 'token')
   makeTokenFile(tokenFile)
   const tokens = new TokenFile(tokenFile, 0o077)
-  const peer = new FakePeer()
+  const peer = await openPeer({})
   const table = new DeliveryTable()
   const draining = new AbortController()
   const logged: string[] = []
@@ -112,7 +112,7 @@ export async function startApi(t: Teardown, limits: ServerOptions['limits'] = {}
   const rates = new Rates(peer)
   const place = {
     rates,
-    peer: peer as Peer,
+    peer,
     table,
     version: '0.0.0',
     startedAt: Date.now(),
@@ -128,6 +128,7 @@ export async function startApi(t: Teardown, limits: ServerOptions['limits'] = {}
     rates.close()
     app.server.closeAllConnections()
     await app.close()
+    await peer.close({ timeoutMs: 0 })
   })
   const { port } = bound
   const authorization = `Bearer ${tokens.first}`

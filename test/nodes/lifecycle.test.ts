@@ -1,8 +1,11 @@
 /** How a sidecar ends: drained on the first signal, at once on the second, and never by a forgotten promise. */
 import { once } from 'node:events'
 import { readFileSync, statSync } from 'node:fs'
+import { join } from 'node:path'
 import t from 'tap'
-import { http, startSidecar } from './harness.js'
+import { folder, http, peerpost, type RunningSidecar, startSidecar } from './harness.js'
+
+const socketOf = ({ ready }: RunningSidecar) => ({ socketPath: ready.socket! })
 
 const PATH = '/v1/queues/orders/messages'
 
@@ -75,4 +78,53 @@ t.test('a promise that nobody watched stops the sidecar with 70', async (t) => {
   sidecar.child.kill('SIGUSR2')
   t.same(await sidecar.ended, { code: 70, signal: null })
   t.match(sidecar.stderr(), /"level":60.*forgotten/)
+})
+
+t.test('a message sent to one sidecar reaches the other, across a kill -9 of its sender', async (t) => {
+  const cwd = folder(t)
+  const a = await startSidecar(t, ['--name', 'a'], cwd)
+  const { id } = (await http(socketOf(a), 'POST', PATH, { body: { order: 7 } })).json
+  a.child.kill('SIGKILL')
+  await a.ended
+  const again = await startSidecar(t, ['--name', 'a'], cwd)
+  t.equal(again.ready.peerId, a.ready.peerId, 'the same peer')
+  const b = await startSidecar(t, ['--name', 'b', '--peer', again.ready.listen[0]!])
+  const [first] = (await http(socketOf(b), 'GET', `${PATH}?wait=20s`)).json.deliveries
+  t.match(first, { id, body: { order: 7 }, from: a.ready.peerId })
+  t.match((await http(socketOf(b), 'GET', '/v1/peers')).json, {
+    peers: [{ id: a.ready.peerId, name: 'a', state: 'up' }],
+  })
+  t.equal((await http(socketOf(b), 'POST', `/v1/deliveries/${first.token}/ack`)).status, 204)
+  const outcome = async () => (await http(socketOf(again), 'GET', `/v1/messages/${id}`)).json.outcome
+  while ((await outcome()) === 'pending') await new Promise((resolve) => setTimeout(resolve, 20))
+  t.equal(await outcome(), 'done')
+})
+
+t.test('a second sidecar on the same data folder is refused', async (t) => {
+  const { cwd } = await startSidecar(t)
+  const ran = await peerpost(['sidecar', '--listen', 'tcp://127.0.0.1:0', '--http', '127.0.0.1:0'], { cwd })
+  t.match(ran, { code: 1, stdout: '', stderr: /^error STORE_IN_USE: .*--data.*\n$/ })
+})
+
+t.test('a taken peer port fails with the flag that changes it', async (t) => {
+  const { ready } = await startSidecar(t)
+  const ran = await peerpost(['sidecar', '--listen', ready.listen[0]!, '--http', '127.0.0.1:0'], { cwd: folder(t) })
+  t.match(ran, { code: 1, stdout: '', stderr: /^error ADDRESS_IN_USE: .*--listen.*\n$/ })
+})
+
+t.test('a mesh key lets two sidecars link, and keeps a third out', async (t) => {
+  const dir = folder(t)
+  const [ours, theirs] = [join(dir, 'ours'), join(dir, 'theirs')]
+  await peerpost(['keys', 'mesh', ours])
+  await peerpost(['keys', 'mesh', theirs])
+  const a = await startSidecar(t, ['--mesh-key', ours])
+  const b = await startSidecar(t, ['--mesh-key', ours, '--peer', a.ready.listen[0]!])
+  const c = await startSidecar(t, ['--mesh-key', theirs, '--peer', a.ready.listen[0]!])
+  const stateAt = async (sidecar: typeof a) => (await http(socketOf(sidecar), 'GET', '/v1/peers')).json.peers[0]?.state
+  while ((await stateAt(b)) !== 'up') await new Promise((resolve) => setTimeout(resolve, 20))
+  while ((await stateAt(c)) === 'connecting') await new Promise((resolve) => setTimeout(resolve, 20))
+  t.not(await stateAt(c), 'up')
+  const linked = (await http(socketOf(a), 'GET', '/v1/peers')).json.peers as Array<{ id: string; state: string }>
+  t.ok(linked.some(({ id, state }) => id === b.ready.peerId && state === 'up'))
+  t.notOk(linked.some(({ id, state }) => id === c.ready.peerId && state === 'up'))
 })

@@ -431,7 +431,7 @@ function checkOrder(run: Check): void {
 
 function firstSettled(fate: Fate, strict: boolean): Effect | Parked | null {
   let first: Effect | Parked | null = null
-  const settled = strict ? fate.parked.filter(({ f }) => f !== 'pending') : []
+  const settled = strict ? [...fate.parked, ...fate.undoneParked].filter(({ f }) => f !== 'pending') : []
   for (const event of [...fate.effects, ...fate.undoneEffects, ...settled])
     if (first === null || event.t < first.t || (event.t === first.t && event.commit < first.commit)) first = event
   return first

@@ -293,7 +293,10 @@ async function backpressure(t: Test, factory: TransportFactory, ends: Ends): Pro
     await Promise.all([from.until(() => from.drained > 0), to.until(() => to.packets.length === count + 1)])
     t.ok(to.packets.every((packet, i) => packet.equals(pattern(bytes, i))))
     t.equal(from.drained, 1, 'once for one false')
-    t.equal(from.connection.send(pattern(10, 1)), true)
+    t.equal(from.connection.send(pattern(bytes, 1)), true)
+    await to.until(() => to.packets.length === count + 2)
+    await settled()
+    t.equal(from.drained, 1, 'none where nothing was refused')
   })
 
   t.test('a sender that heeds it moves any amount in little memory', async (t) => {
@@ -456,6 +459,12 @@ async function closing(t: Test, factory: TransportFactory): Promise<void> {
     await client.until(() => client.packets.length === 1)
   })
 
+  t.test('closing while a dial is under way ends it', async (t) => {
+    const { transports, listener } = await connected(t, factory)
+    const dialing = transports.client.dial(listener.endpoint, () => t.fail('it is closed') as never, NEVER)
+    await Promise.all([t.rejects(dialing, { code: 'CLOSED' }), transports.client.close()])
+  })
+
   for (const side of ['server', 'client'] as const) {
     t.test(`closing the ${side}'s transport ends its connections, twice as well`, async (t) => {
       const { server, client, transports, listener } = await connected(t, factory)
@@ -476,8 +485,12 @@ async function hostileStream(t: Test, factory: TransportFactory, raw: Raw): Prom
   const whole = Buffer.concat([packetHeader(pattern(24, 5)), pattern(24, 5)])
 
   /** A listener and a raw stream to it; resolves with the listener's end. */
-  const attack = async (t: Test, authenticated: boolean): Promise<{ stream: Duplex; server: End }> => {
-    const transport = factory.create({ clock: systemClock, identity: createIdentity() })
+  const attack = async (
+    t: Test,
+    authenticated: boolean,
+    clock: Clock = systemClock,
+  ): Promise<{ stream: Duplex; server: End }> => {
+    const transport = factory.create({ clock, identity: createIdentity() })
     t.teardown(() => transport.close())
     const arrival = firstEnd(authenticated)
     const { endpoint } = await transport.listen(factory.listenOn(), arrival.accept)
@@ -557,6 +570,19 @@ async function hostileStream(t: Test, factory: TransportFactory, raw: Raw): Prom
     stream.resume()
     await server.until(() => server.drained === 1)
     t.pass('and goes on when it reads')
+  })
+
+  t.test('one that never reads cannot hold up close', async (t) => {
+    const clock = manualClock()
+    const { stream, server } = await attack(t, true, clock)
+    stream.pause()
+    while (server.connection.send(allocatePacket(65536))) await new Promise(setImmediate)
+    server.connection.close()
+    await settled()
+    t.same(server.closed, [])
+    clock.elapse(1000)
+    await server.until(() => server.closed.length > 0)
+    t.equal(server.closed.length, 1)
   })
 }
 

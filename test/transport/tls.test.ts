@@ -104,6 +104,26 @@ t.test('a client without a certificate, with another key or another protocol nev
   }
 })
 
+t.test('sockets that never shake hands do not keep an honest peer out, and do not stay', async (t) => {
+  const server = tcpTransport({ perAddress: 8 })
+  const client = tcpTransport()
+  t.teardown(() => Promise.all([client.close(), server.close()]))
+  const { endpoint } = await server.listen('tls://127.0.0.1:0', nothing)
+  let open = 0
+  const sockets = Array.from({ length: 100 }, () => {
+    const socket = connectPlain(portOf(endpoint), '127.0.0.1').resume()
+    socket
+      .on('error', () => {})
+      .once('connect', () => open++)
+      .once('close', () => open--)
+    t.teardown(() => socket.destroy())
+    return socket
+  })
+  await Promise.all(sockets.slice(0, 92).map((socket) => new Promise((done) => socket.once('close', done))))
+  await t.resolves(client.dial(endpoint, nothing, NEVER))
+  t.ok(open <= 8, `${open} are open`)
+})
+
 t.test('what a stranger changes on the way ends the connection, and nothing of it is delivered', async (t) => {
   const server = tcpTransport()
   const client = tcpTransport()

@@ -1,0 +1,182 @@
+// SEND → outbox → link → transport → inbox → handler → settle
+/**
+ * The first stage: checks what a caller passes in, encodes it once, gives it its identity, finds the routes it goes to,
+ * and hands it to the outbox. Synchronous: whoever wants a promise makes it of the `Sent` (`peer.ts`).
+ */
+import { PeerpostError } from './errors.js'
+import { Sent } from './lane.js'
+import { DURABILITY_RANK } from './log/log.js'
+import * as rows from './log/rows.js'
+import type * as api from './message.js'
+import { checkId, checkInteger, checkKey, checkName, checkOptions, LIMITS } from './options.js'
+import type { Draft } from './outbox.js'
+import type { Route } from './route.js'
+import type { TxBuffer } from './transaction.js'
+import { type Encoded, encodeBody, type Meta } from './transport/frame.js'
+import type { Turn } from './turn.js'
+
+export const SEND_OPTIONS = ['id', 'key', 'delayMs', 'at', 'ttlMs', 'priority', 'headers', 'durability', 'until', 'allowLower', 'signal']
+export const NO_OPTIONS: api.SendOptions = Object.freeze({})
+
+export class Sender {
+  /** Messages with a caller's id whose row is not durable yet. */
+  readonly #ids = new Map<string, Sent>()
+
+  constructor(readonly turn: Turn) {}
+
+  /** One message to a queue. Throws what is wrong with it; once it returns, the message is accepted or its end unknown. */
+  send(queue: string, body: unknown, options: api.SendOptions): Sent {
+    const { outbox } = this.turn.store
+    const route = outbox.findRoute('queue', queue, '', '') ?? outbox.route('queue', checkName('queue name', queue), '', '', true)
+    return this.#accept([route], 'queue', queue, this.draft(body, options, null, false), options)
+  }
+
+  /** One message to every subscription of a topic; with none, nothing is stored. */
+  publish(topic: string, body: unknown, options: api.SendOptions): { sent: Sent; routes: number } {
+    const routes = this.turn.store.outbox.subscriptions(checkName('topic', topic))
+    const draft = this.draft(body, options, { n: topic }, false)
+    if (routes.length > 0) return { sent: this.#accept(routes, 'topic', topic, draft, options), routes: routes.length }
+    const sent = this.#newSent(draft)
+    sent.outcome = 'done'
+    return { sent, routes: 0 }
+  }
+
+  /** A request: the reply comes back under the correlation. */
+  request(name: string, body: unknown, options: api.SendOptions, replyTo: [peer: string, correlation: string]): Sent {
+    const route = this.turn.store.outbox.route('request', checkName('request name', name), '', '', true)
+    return this.#accept([route], 'request', name, this.draft(body, options, { r: replyTo }, false), options)
+  }
+
+  /** What is checked already and has no id of a caller. */
+  submit(routes: readonly Route[], draft: Draft): Sent {
+    const sent = this.#newSent(draft)
+    this.turn.submit(routes, draft, sent)
+    return sent
+  }
+
+  /** Encodes and checks one message. `commitFirst` for what is part of a transaction. */
+  draft(body: unknown, options: api.SendOptions, extra: Meta | null, commitFirst: boolean): Draft {
+    const storeClass = this.turn.options.durability
+    const encoded = encodeBody(body)
+    if (encoded.bytes.length > LIMITS.bodyBytes) throw tooLarge(encoded, LIMITS.bodyBytes)
+    if (options === NO_OPTIONS)
+      return { key: '', meta: extra ?? undefined, body: encoded, durability: storeClass, lower: false, delayMs: 0, ttlMs: Number.POSITIVE_INFINITY, commitFirst }
+    checkOptions('send', options, SEND_OPTIONS)
+    const durability = options.durability ?? storeClass
+    if (!(durability in DURABILITY_RANK)) throw new PeerpostError('OPTION_INVALID', `durability must be memory, process or disk, not ${String(durability)}.`)
+    if (DURABILITY_RANK[durability] > DURABILITY_RANK[storeClass])
+      throw new PeerpostError('OPTION_INVALID', `This peer's store is of class ${storeClass}; a message cannot be ${durability}. Open the peer with durability: '${durability}'.`)
+    const delayMs = this.#delay(options)
+    const meta = this.#meta(options, extra, delayMs)
+    const ttlMs = options.ttlMs === undefined ? Number.POSITIVE_INFINITY : checkInteger('ttlMs', options.ttlMs, 1, Number.MAX_SAFE_INTEGER)
+    return {
+      key: options.key === undefined ? '' : checkKey(options.key),
+      meta,
+      body: encoded,
+      durability: durability === 'disk' || durability === storeClass ? storeClass : durability === 'memory' ? 'memory' : storeClass,
+      lower: options.allowLower === true,
+      delayMs,
+      ttlMs,
+      commitFirst: commitFirst || (options.id !== undefined && this.turn.options.rules.idBeforeFrames),
+    }
+  }
+
+  #delay(options: api.SendOptions): number {
+    if (options.at !== undefined && options.delayMs !== undefined) throw new PeerpostError('OPTION_INVALID', 'Give either at or delayMs, not both.')
+    if (options.at !== undefined) return Math.max(0, Number(options.at) - this.turn.options.clock.wall())
+    return options.delayMs === undefined ? 0 : checkInteger('delayMs', options.delayMs, 0, Number.MAX_SAFE_INTEGER)
+  }
+
+  #meta(options: api.SendOptions, extra: Meta | null, delayMs: number): Meta | undefined {
+    const meta: Meta = { ...extra }
+    if (options.id !== undefined) meta.i = checkId(options.id)
+    if (options.headers !== undefined) meta.h = checkHeaders(options.headers)
+    if (options.priority !== undefined && checkInteger('priority', options.priority, 0, 9) !== 4) meta.p = options.priority
+    if (options.ttlMs !== undefined) meta.t = options.ttlMs
+    if (delayMs > 0) meta.d = Math.round(this.turn.options.clock.wall() + delayMs)
+    return Object.keys(meta).length === 0 ? undefined : meta
+  }
+
+  /** Appends a checked message. */
+  #accept(routes: readonly Route[], kind: api.DestinationKind, name: string, draft: Draft, options: api.SendOptions): Sent {
+    const { signal, id } = options
+    if (signal?.aborted) throw new PeerpostError('ABORTED', 'The send was aborted before it began; nothing was accepted.', signal.reason)
+    const known = id === undefined ? null : this.#knownId(kind, name, id)
+    if (known) return known
+    this.turn.checkRoom(draft.body.bytes.length)
+    return this.#enter(routes, kind, name, draft, id)
+  }
+
+  #enter(routes: readonly Route[], kind: api.DestinationKind, name: string, draft: Draft, id: string | undefined): Sent {
+    const sent = this.#newSent(draft)
+    if (id !== undefined) this.#rememberId(kind, name, id, sent)
+    this.turn.submit(routes, draft, sent)
+    return sent
+  }
+
+  #newSent(draft: Draft): Sent {
+    const { id, number } = this.turn.store.outbox.nextId()
+    return new Sent(draft.meta?.i ?? id, number, draft.durability)
+  }
+
+  /** The first message with a caller's id, inside the window. */
+  #knownId(kind: api.DestinationKind, name: string, id: string): Sent | null {
+    const known = this.#ids.get(`${kind}/${name}/${id}`)
+    if (known) return known
+    const bytes = this.turn.options.log.get(rows.idKey(kind, name, id))
+    if (!bytes) return null
+    const row = rows.read<rows.IdRow>(bytes)
+    if (this.turn.options.clock.wall() - row.at > LIMITS.idWindowMs) return null
+    const sent = new Sent(id, row.number, this.turn.options.durability)
+    sent.outcome = null
+    return sent
+  }
+
+  #rememberId(kind: api.DestinationKind, name: string, id: string, sent: Sent): void {
+    const key = rows.idKey(kind, name, id)
+    const at = Math.round(this.turn.options.clock.wall())
+    const { epoch } = this.turn.store
+    const row: rows.IdRow = { epoch, number: sent.number, at }
+    this.#ids.set(`${kind}/${name}/${id}`, sent)
+    this.turn.commit([rows.put(key, row), rows.putBytes(rows.idAgeKey(at, epoch, sent.number), key)], () => this.#ids.delete(`${kind}/${name}/${id}`))
+  }
+
+  // --- inside transactions
+
+  /** Throws what `send` or `publish` would. */
+  check(kind: 'send' | 'publish', name: string, body: unknown, options: api.SendOptions = NO_OPTIONS): void {
+    checkName(kind === 'send' ? 'queue name' : 'topic', name)
+    this.turn.checkRoom(this.draft(body, options, null, true).body.bytes.length)
+  }
+
+  /** Appends what a transaction sent: it takes its sequences now, on all routes at once, and leaves once the batch is durable (P4). */
+  appendAll(tx: TxBuffer): void {
+    const commitFirst = this.turn.options.rules.transactionBeforeFrames
+    for (const { kind, name, body, options = NO_OPTIONS } of tx.sends) {
+      const { outbox } = this.turn.store
+      const isQueue = kind === 'send'
+      const draft = this.draft(body, options, isQueue ? null : { n: name }, commitFirst)
+      const routes = isQueue ? [outbox.route('queue', name, '', '', true)] : outbox.subscriptions(name)
+      const known = options.id === undefined ? null : this.#knownId(isQueue ? 'queue' : 'topic', name, options.id)
+      if (routes.length > 0 && !known) this.#enter(routes, isQueue ? 'queue' : 'topic', name, draft, options.id)
+    }
+  }
+}
+
+const tooLarge = (body: Encoded, limit: number): PeerpostError =>
+  new PeerpostError('BODY_TOO_LARGE', `The body has ${body.bytes.length} bytes; ${limit} are allowed. Send it in parts, or send where it is kept.`)
+
+
+function checkHeaders(headers: api.Headers): Record<string, string> {
+  const checked: Record<string, string> = {}
+  let bytes = 0
+  for (const [name, value] of Object.entries(headers)) {
+    if (typeof value !== 'string') throw new PeerpostError('HEADERS_INVALID', `The header ${name} must be a string, not ${typeof value}.`)
+    if (name === '' || name === '__proto__' || name === 'constructor' || name === 'prototype') throw new PeerpostError('HEADERS_INVALID', `"${name}" cannot be a header's name.`)
+    bytes += Buffer.byteLength(name) + Buffer.byteLength(value)
+    checked[name] = value
+  }
+  if (bytes > LIMITS.headerBytes) throw new PeerpostError('HEADERS_INVALID', `Headers may have ${LIMITS.headerBytes} bytes in all; these have ${bytes}. Put the rest into the body.`)
+  return checked
+}
+
