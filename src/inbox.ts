@@ -85,16 +85,6 @@ export class Inbox {
     return consumer
   }
 
-  /** Takes over a consumer of the last incarnation of this process. */
-  adopt(consumer: LocalConsumer): void {
-    consumer.ready.clear()
-    consumer.readyCount = 0
-    consumer.keys.clear()
-    consumer.accounts.clear()
-    this.#consumerNumber = Math.max(this.#consumerNumber, consumer.number)
-    this.consumers.set(consumerName(consumer.kind, consumer.name, consumer.group, consumer.owner), consumer)
-  }
-
   /** Takes a consumer away; gives back what it held and did not start. */
   removeConsumer(consumer: LocalConsumer): Held[] {
     consumer.isClosed = true
@@ -315,16 +305,18 @@ export class Inbox {
 
   /** A new connection of a peer: what it had sent and did not start is forgotten; it will come again (rule P2). */
   linkUp(peer: PeerId): void {
-    for (const consumer of this.consumers.values()) {
+    for (const consumer of this.consumers.values())
       consumer.accounts.set(peer, { consumedMessages: 0, consumedBytes: 0, toldMessages: 0, toldBytes: 0 })
-      if (!this.rules.newConnectionEmptiesHold) continue
-      const queue = consumer.ready.get(peer)
-      if (queue) {
-        consumer.readyCount -= queue.length
-        consumer.ready.delete(peer)
-      }
-    }
+    this.linkDown(peer)
+  }
+
+  /** The connection is gone: what has not started may start elsewhere, so it does not start here. */
+  linkDown(peer: PeerId): void {
     if (!this.rules.newConnectionEmptiesHold) return
+    for (const consumer of this.consumers.values()) {
+      consumer.readyCount -= consumer.ready.get(peer)?.length ?? 0
+      consumer.ready.delete(peer)
+    }
     for (const lane of this.#lanesOf.get(peer) ?? []) {
       for (const held of lane.active.values()) {
         if (held.state !== 'held') continue
@@ -454,11 +446,12 @@ export class Inbox {
   }
 
   /** A message was tried before the restart: a crash while it ran alone counts as a delivery (G10). */
-  restoreAttempt(space: SpaceId, route: number, sequence: number, row: rows.AttemptRow, self: PeerId, wallNow: number): void {
+  restoreAttempt(space: SpaceId, route: number, sequence: number, row: rows.AttemptRow, self: PeerId, now: number, wallNow: number): void {
     const lane = this.lanes.get(laneName(space, route))
     if (!lane) return
     if (row.started !== 'alone') {
-      lane.attempts.set(sequence, row)
+      // From here on the monotonic clock counts, whatever the wall clock does.
+      lane.attempts.set(sequence, { ...row, dueAt: now + remainingMs(row, now, wallNow) })
       return
     }
     const attempt = row.attempts + 1

@@ -99,9 +99,9 @@ export class Turn {
   // --- opening and ending
 
   /** Opens the store and begins an incarnation. */
-  open(done: (error: Error | null) => void, aboveEpoch = 0, lost: rows.LineageEntry | null = null): void {
+  open(done: (error: Error | null) => void): void {
     const { log, clock, durability, limits, rules, proofs } = this.options
-    openStore({ self: proofs.peerId, log, clock, durability, limits, rules, aboveEpoch, lost }, (opened, error) => {
+    openStore({ self: proofs.peerId, log, clock, durability, limits, rules }, (opened, error) => {
       if (this.#isDead) return
       if (opened === null) {
         done(error)
@@ -345,6 +345,8 @@ export class Turn {
     if (outbox.nextDue <= now)
       for (const peer of outbox.tick(now)) this.options.emit('warning', { code: 'FAILOVER', message: `${peer} has been away for too long: what it had may run elsewhere, marked as redelivered.` })
     if (this.handlers.nextDue <= now) for (const held of this.handlers.tick(now)) this.#leaseLost(held)
+    if (this.#committing && now - this.#committing.since >= this.options.limits.commitTimeoutMs && !this.#isFull)
+      throw new PeerpostError('FAILED', `A commit did not end within ${this.options.limits.commitTimeoutMs} ms. Check the disk, then start the peer again.`)
     if (now < this.#nextBeat) return
     this.#nextBeat = now + this.options.limits.heartbeatMs
     this.#isBeat = true
@@ -522,6 +524,7 @@ export class Turn {
     outbox.linkDown(link, now)
     for (const consumer of link.consumers.values()) outbox.removeConsumer(consumer, now)
     settle.linkDown(link.peer)
+    this.store.inbox.linkDown(link.peer)
     this.schedule()
   }
 
@@ -564,28 +567,25 @@ export class Turn {
     this.#reincarnate(pair)
   }
 
-  /** Rule P9: this store was rolled back. It jumps over what others have accepted, with a new space, and goes on. */
+  /**
+   * Rule P9: this store was rolled back. It jumps over what others have accepted, with a new space, and goes on. What is
+   * in memory stays; only who we are changes, and no link is up until that is durable.
+   */
   #reincarnate(pair: Remembered): void {
+    const { store } = this
     this.#isJumping = true
-    this.afterCommit(() => {
-      this.#isOpen = false
-      this.links.restart()
-      const { consumers } = this.store.inbox
-      const watched = this.store.outbox.watched
-      this.open(
-        (error) => {
-          this.#isJumping = false
-          if (error) {
-            this.fail(error)
-            return
-          }
-          for (const consumer of consumers.values()) this.store.inbox.adopt(consumer)
-          for (const [name, sent] of watched) this.store.outbox.watch(sent, name.split('/')[0] as SpaceId)
-          for (const consumer of consumers.values()) this.addConsumer(consumer)
-        },
-        pair.epoch,
-        { epoch: pair.epoch, space: pair.space, last: pair.commit },
-      )
+    this.links.restart()
+    const { lineage } = store
+    lineage[lineage.length - 1]!.last = this.commitNumber + (this.#committing ? 1 : 0)
+    lineage.push({ epoch: pair.epoch, space: pair.space, last: pair.commit })
+    store.epoch = pair.epoch + 1
+    store.space = this.options.clock.randomBytes(16).toString('hex') as SpaceId
+    lineage.push({ epoch: store.epoch, space: store.space, last: null })
+    store.outbox.reincarnate({ epoch: store.epoch, space: store.space })
+    this.commit([rows.put(rows.LINEAGE_KEY, lineage)], () => {
+      this.#isJumping = false
+      this.links.resume()
+      this.#linkSelf()
     })
   }
 

@@ -15,7 +15,7 @@ const CLASSES: Readonly<Record<Durability, DurabilityClass>> = { memory: 'D1', p
 
 /** One combination, named like `peerpost-tcp-disk`. */
 export function peerpost(channel: Channel, durability: Durability): Target {
-  const open = (start: Start, more: PeerOptions): Promise<Peer> => openOver(channel, durability, start, more)
+  const open = (start: Start, more: PeerOptions): Promise<Peer> => openOver(durability, start, more)
   return {
     facts: {
       name: `peerpost-${channel}-${durability}`,
@@ -30,11 +30,10 @@ export function peerpost(channel: Channel, durability: Durability): Target {
 }
 
 /** The package is loaded when a target of ours is started, so that a floor's process stays free of it. */
-async function openOver(channel: Channel, durability: Durability, start: Start, more: PeerOptions): Promise<Peer> {
+async function openOver(durability: Durability, start: Start, more: PeerOptions): Promise<Peer> {
   const { openPeer } = await import('peerpost')
   const store = durability === 'memory' ? {} : { dataDir: join(start.dir, 'peer'), durability }
-  const transports = channel === 'zeromq' ? [(await import('peerpost/transport/zeromq')).zeromq()] : []
-  return openPeer({ ...store, ...more, transports })
+  return openPeer({ ...store, ...more })
 }
 
 function endpoint(channel: Channel, { dir }: Start): string {

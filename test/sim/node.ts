@@ -55,7 +55,9 @@ class CoreNode implements SimNode {
       return
     }
     const storeId = seat.clock.randomBytes(16)
+    const stopTimer = seat.clock.timer(LIMITS.commitTimeoutMs, () => seat.failed('the store did not answer'))
     seat.log.commit([{ key: STORE_ID_KEY, value: storeId }], (result) => {
+      stopTimer()
       if (result.kind === 'ok') this.#open(storeId.toString('hex'))
       else seat.failed(`the store could not be made: ${result.reason}`)
     })
