@@ -109,7 +109,8 @@ export class Inbox {
     }
     consumer.ready.clear()
     consumer.readyCount = 0
-    return released
+    // The sender puts each at the head of what waits: the last one first keeps their order.
+    return released.reverse()
   }
 
   #drop(held: Held): void {

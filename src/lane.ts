@@ -18,6 +18,8 @@ export class Sent {
   at: 'sender' | 'consumer' = 'sender'
   reached: Durability
   outcome: Outcome | null = null
+  /** The space that it was accepted in; null before it is accepted. */
+  space: SpaceId | null = null
   /** Called once when every route has reached the class, or it cannot be known (`error`). */
   onConfirmed: ((sent: Sent, error: Error | null) => void) | null = null
   /** Called once when every route is settled. */

@@ -13,9 +13,9 @@ import type { Draft } from './outbox.js'
 import { checkPattern } from './pattern/topic.js'
 import { Replies } from './pattern/request.js'
 import { Inspector } from './status.js'
-import { NO_OPTIONS, SEND_OPTIONS, Sender } from './send.js'
-import type { TxBuffer } from './transaction.js'
-import { data, encodeBody } from './transport/frame.js'
+import { encodeMessage, NO_OPTIONS, SEND_OPTIONS, Sender } from './send.js'
+import type { TxBuffer, TxSend } from './transaction.js'
+import { data } from './transport/frame.js'
 import type { Turn } from './turn.js'
 
 const CONSUME_OPTIONS = ['concurrency', 'leaseMs', 'retry', 'order']
@@ -41,7 +41,11 @@ export class LocalPeer implements api.Peer, DeliveryHost {
   readonly turn: Turn
   readonly #clock: Clock
   readonly #parts: Parts
-  readonly #running = new Map<Held, HeldDelivery>()
+  /** What each handler has, and what was pulled and is not settled. */
+  readonly #running = new Set<Map<Held, HeldDelivery>>()
+  readonly #pulled = new Map<Held, HeldDelivery>()
+  /** Ends the pulls that wait. */
+  readonly #pulls = new Set<() => void>()
   readonly #gate = new ConflictGate()
   readonly #sender: Sender
   readonly #replies: Replies
@@ -54,7 +58,11 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     this.#parts = parts
     this.turn = parts.turn
     this.#clock = parts.clock
-    this.turn.onLeaseLost = (held) => this.#running.get(held)?.abort('The lease is over.')
+    this.#running.add(this.#pulled)
+    this.turn.onLeaseLost = (held) => {
+      for (const running of this.#running) running.get(held)?.abort('The lease is over.')
+      this.#pulled.delete(held)
+    }
     this.#sender = new Sender(parts.turn)
     this.#replies = new Replies(parts.clock, this.id)
     this.#listenForReplies()
@@ -122,8 +130,12 @@ export class LocalPeer implements api.Peer, DeliveryHost {
 
   // --- inside transactions
 
-  checkSend(kind: 'send' | 'publish', name: string, body: unknown, options: api.SendOptions | undefined): void {
-    this.#sender.check(kind, name, body, options)
+  draftSend(kind: 'send' | 'publish', name: string, body: unknown, options: api.SendOptions | undefined): TxSend {
+    return this.#sender.draftSend(kind, name, body, options)
+  }
+
+  settled(held: Held): void {
+    this.#pulled.delete(held)
   }
 
   appendSends(tx: TxBuffer): void {
@@ -203,18 +215,18 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     if (typeof handler !== 'function') throw new PeerpostError('OPTION_INVALID', 'A handler must be a function.')
     const policy = policyOf(options)
     const consumer = this.#consumer(kind, name, group, owner, durable, options.order ?? order, policy)
-    const taker: Taker & { active: number; onIdle: (() => void) | null } = {
+    const running = new Map<Held, HeldDelivery>()
+    this.#running.add(running)
+    const taker: Taker = {
       consumer,
       room: policy.concurrency,
       isPull: false,
       leaseMs: policy.leaseMs,
-      active: 0,
-      onIdle: null,
-      start: (held) => runHandler(this, this.#gate, handler, held, this.#running),
+      start: (held) => runHandler(this, this.#gate, handler, held, running),
     }
     this.turn.addTaker(taker)
     this.turn.addConsumer(consumer)
-    return new LocalConsumerHandle(this.turn, taker, durable || kind !== 'topic', this.#running)
+    return new LocalConsumerHandle(this.turn, taker, durable || kind !== 'topic', running, () => this.#running.delete(running))
   }
 
   #consumer(kind: api.DestinationKind, name: string, group: string, owner: string, durable: boolean, order: 'key' | 'strict' | 'none', policy: ConsumerPolicy): LocalConsumer {
@@ -239,7 +251,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     const to = held.meta?.r
     if (!to) return
     const durability: Durability = held.lane.isMemory ? 'memory' : this.turn.options.durability
-    const body = encodeBody(error === null ? [true, value ?? null] : [false, error])
+    const body = encodeMessage(error === null ? [true, value ?? null] : [false, error])
     const draft: Draft = { key: '', meta: { r: [to[0], to[1]] }, body, durability, lower: true, delayMs: 0, ttlMs: LIMITS.replyMs, commitFirst: false }
     this.#sender.submit([this.turn.store.outbox.route('reply', to[0], '', '', false)], draft)
   }
@@ -257,6 +269,8 @@ export class LocalPeer implements api.Peer, DeliveryHost {
         if (isOver) return
         isOver = true
         stopTimer()
+        this.#pulls.delete(finish)
+        options.signal?.removeEventListener('abort', finish)
         this.turn.removeTaker(taker, false)
         resolve(deliveries)
       }
@@ -269,11 +283,12 @@ export class LocalPeer implements api.Peer, DeliveryHost {
         start: (held) => {
           const delivery = new HeldDelivery(this, held)
           deliveries.push(delivery)
-          this.#running.set(held, delivery)
+          this.#pulled.set(held, delivery)
           // What comes with the first one in this turn goes along.
           if (deliveries.length === 1) this.#clock.defer(finish)
         },
       }
+      this.#pulls.add(finish)
       stopTimer = this.#clock.timer(waitMs, finish)
       options.signal?.addEventListener('abort', finish, { once: true })
       this.turn.addTaker(taker)
@@ -283,7 +298,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
   }
 
   #source(source: api.Source, options: api.PullOptions): LocalConsumer {
-    const policy = policyOf({ ...(options.leaseMs ? { leaseMs: options.leaseMs } : {}), ...(options.retry ? { retry: options.retry } : {}) })
+    const policy = policyOf({ ...(options.leaseMs === undefined ? {} : { leaseMs: options.leaseMs }), ...(options.retry ? { retry: options.retry } : {}) })
     if ('queue' in source) return this.#consumer('queue', checkName('queue name', source.queue), '', '', false, 'key', policy)
     if ('request' in source) return this.#consumer('request', checkName('request name', source.request), '', '', false, 'key', policy)
     const { group, owner } = this.#membership({ ...source, durable: true })
@@ -300,7 +315,9 @@ export class LocalPeer implements api.Peer, DeliveryHost {
 
   /** A delivery that a puller never saw goes back, uncharged. For programs that hand deliveries on. */
   unsee(delivery: api.Delivery): void {
-    this.turn.settleUnseen((delivery as HeldDelivery).held)
+    const { held } = delivery as HeldDelivery
+    this.#pulled.delete(held)
+    this.turn.settleUnseen(held)
   }
 
   // --- dead letters
@@ -397,13 +414,14 @@ export class LocalPeer implements api.Peer, DeliveryHost {
   async #drain(timeoutMs: number): Promise<void> {
     this.#state = 'draining'
     const until = this.#clock.now() + timeoutMs
-    this.turn.handlers.drain()
+    for (const finish of [...this.#pulls]) finish()
+    this.turn.drain()
     const isBusy = (): boolean => this.turn.failure === null && (this.turn.handlers.running > 0 || !this.turn.isQuiet)
     while (isBusy() && this.#clock.now() < until) {
       this.turn.schedule()
       await new Promise<void>((resolve) => this.#clock.timer(2, resolve))
     }
-    for (const delivery of this.#running.values()) delivery.abort('The peer closes.')
+    for (const running of this.#running) for (const delivery of running.values()) delivery.abort('The peer closes.')
     this.#replies.close()
     this.turn.close()
     await this.#parts.release()
@@ -450,8 +468,10 @@ function whenSettled(turn: Turn, sent: Sent, tell: (outcome: api.Outcome) => voi
   sent.onSettled.push(tell)
   const { outbox } = turn.store
   if (outbox.watch(sent)) return
-  // It was kept on disk only, and is finished: its outcome is what the log says.
-  const outcome = new Inspector(turn, '', []).outcome(outbox.idOf(sent.number))
+  // It is on disk only, or finished: the log knows.
+  const outcome = new Inspector(turn, '', []).outcome(outbox.idOf(sent.number, sent.space))
+  if (outcome === 'pending') return
+  outbox.unwatch(sent)
   sent.unsettled = 0
   sent.outcome = outcome === 'dead' || outcome === 'expired' ? outcome : 'done'
   for (const listener of sent.onSettled.splice(0)) listener(sent.outcome)
@@ -485,6 +505,7 @@ class LocalConsumerHandle implements api.Consumer {
     readonly taker: Taker,
     readonly isKept: boolean,
     readonly running: ReadonlyMap<Held, unknown>,
+    readonly onClosed: () => void,
   ) {}
 
   close(): Promise<void> {
@@ -501,8 +522,8 @@ class LocalConsumerHandle implements api.Consumer {
     this.taker.room = Number.NEGATIVE_INFINITY
     this.turn.removeTaker(this.taker, forget)
     const { clock } = this.turn.options
-    const isRunning = (): boolean => [...this.running.keys()].some((held) => held.consumer === this.taker.consumer)
-    while (isRunning() && this.turn.failure === null) await new Promise<void>((resolve) => clock.timer(2, resolve))
+    while (this.running.size > 0 && this.turn.failure === null) await new Promise<void>((resolve) => clock.timer(2, resolve))
+    this.onClosed()
   }
 
   [Symbol.asyncDispose](): Promise<void> {

@@ -161,10 +161,14 @@ export class Turn {
     if (this.failure !== null || this.#isDead) return
     this.failure = error
     this.kill()
-    const unknown = new PeerpostError('UNKNOWN', `The peer stopped before this was confirmed: ${error.message} Send it again with the same id.`, error)
+    this.#leaveUnknown(new PeerpostError('UNKNOWN', `The peer stopped before this was confirmed: ${error.message} Send it again with the same id.`, error))
+    this.options.emit('failed', error)
+  }
+
+  /** Whoever still waits learns that nobody will tell. */
+  #leaveUnknown(unknown: PeerpostError): void {
     if (this.#isOpen) for (const sent of new Set(this.store.outbox.unconfirmed())) sent.onConfirmed?.(sent, unknown)
     for (const reject of this.#onFailure) reject(unknown)
-    this.options.emit('failed', error)
   }
 
   readonly #onFailure = new Set<(error: Error) => void>()
@@ -182,6 +186,7 @@ export class Turn {
     this.links.close('CLOSED')
     this.#isDead = true
     this.#timer?.()
+    this.#leaveUnknown(new PeerpostError('UNKNOWN', 'The peer closed before this was confirmed. Send it again with the same id.'))
   }
 
   /** Runs `work` of the shell; a broken invariant or a damaged row stops the peer. */
@@ -206,7 +211,7 @@ export class Turn {
   /** Throws FULL where the quota leaves no room (rule P6). */
   checkRoom(bytes: number): void {
     if (this.#isFull) throw new PeerpostError('FULL', 'The disk has no room for the store. Free some space; the peer goes on by itself.')
-    if (!this.options.rules.quotaBeforeFrames || this.store.outbox.hasRoom(bytes)) return
+    if (!this.options.rules.quotaBeforeFrames || this.store.outbox.hasRoom(bytes, this.options.log.bytes())) return
     throw new PeerpostError('FULL', 'The store has reached its quota: consumers are behind. Wait, add consumers, or raise quotaBytes.')
   }
 
@@ -241,6 +246,18 @@ export class Turn {
       for (const held of inbox.removeConsumer(consumer)) settle.returned(held)
       for (const link of this.links.up.values()) if (link.announced.delete(consumer.number)) link.writer.control(FRAME.unconsume, [consumer.number, forget])
     } else if (isLast) for (const held of inbox.releaseHeld(consumer)) settle.returned(held)
+    this.schedule()
+  }
+
+  /** Takes nothing new, and gives back at once what did not start: nobody has to wait until it is missed. */
+  drain(): void {
+    this.handlers.drain()
+    const { inbox, settle } = this.store
+    for (const consumer of [...inbox.consumers.values()]) {
+      if (consumer.kind === 'reply') continue
+      for (const held of inbox.removeConsumer(consumer)) settle.returned(held)
+      for (const link of this.links.up.values()) if (link.announced.delete(consumer.number)) link.writer.control(FRAME.unconsume, [consumer.number, false])
+    }
     this.schedule()
   }
 
@@ -380,7 +397,11 @@ export class Turn {
   }
 
   #start(now: number): void {
-    const { start, alone } = this.handlers.next(now, this.store.inbox.consumers.values())
+    const { start, expired, alone } = this.handlers.next(now, this.store.inbox.consumers.values())
+    for (const held of expired) {
+      this.store.settle.expired(held)
+      this.#released(held, false)
+    }
     for (const [held, taker] of start) this.#give(held, taker)
     if (alone) this.store.settle.markAlone(alone)
   }
@@ -409,7 +430,8 @@ export class Turn {
     const { outbox, inbox, settle } = this.store
     const isUrgent = outbox.wantsCommit || inbox.wantsCommit || settle.wantsCommit || this.#changes.length > 0 || this.#waiters.length > 0
     if (!isUrgent) {
-      if (!outbox.hasLazy && this.#dirtyPeers.size === 0) return
+      // What is remembered of a peer rides along with what relies on it; alone it would make idle peers write for ever.
+      if (!outbox.hasLazy) return
       if (this.#lazyAt === Number.POSITIVE_INFINITY) this.#lazyAt = now + LAZY_MS
       if (now < this.#lazyAt) return
     }
@@ -577,7 +599,7 @@ export class Turn {
     this.links.restart()
     const { lineage } = store
     lineage[lineage.length - 1]!.last = this.commitNumber + (this.#committing ? 1 : 0)
-    lineage.push({ epoch: pair.epoch, space: pair.space, last: pair.commit })
+    lineage.push({ epoch: pair.epoch, space: pair.space, last: pair.commit, isLost: true })
     store.epoch = pair.epoch + 1
     store.space = this.options.clock.randomBytes(16).toString('hex') as SpaceId
     lineage.push({ epoch: store.epoch, space: store.space, last: null })

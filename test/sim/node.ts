@@ -129,7 +129,7 @@ class CoreNode implements SimNode {
         turn.state.get(tx, key)
         tx.writes.set(key, rows.put(Buffer.alloc(0), value).value!)
       },
-      send: ({ value, queue, key, id }) => tx.sends.push({ kind: 'send', name: queue, body: value, options: optionsOf(key, id) }),
+      send: ({ value, queue, key, id }) => tx.sends.push(this.#sender!.draftSend('send', queue, value, optionsOf(key, id))),
     }
     this.#seat.handle(delivery, face, (settlement) => {
       if (settlement.kind === 'done') this.#done(turn, held, tx, conflicts)
@@ -259,7 +259,7 @@ function* scan(disk: SimDisk): Iterable<Fact> {
     return all.filter(({ key }) => Buffer.compare(key, from) >= 0 && Buffer.compare(key, to) < 0)
   }
   for (const { key, value } of all)
-    if (key.equals(rows.LINEAGE_KEY)) for (const entry of rows.read<rows.LineageEntry[]>(value)) lineage.set(entry.epoch, entry.space)
+    if (key.equals(rows.LINEAGE_KEY)) for (const entry of rows.read<rows.LineageEntry[]>(value)) if (!entry.isLost) lineage.set(entry.epoch, entry.space)
   for (const { key, value, commit, at } of inTable('state')) yield { kind: 'state', key: rows.stateOfKey(key), value: rows.read<string>(value), commit, at }
   for (const { value, commit, at } of inTable('deadLetter')) {
     const letter = rows.read<rows.DeadLetterRow>(value)

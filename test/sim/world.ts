@@ -403,7 +403,8 @@ class World {
     const { disk, options } = machine
     const { name } = options
     this.#scan(machine, false)
-    if (snapshot === null) {
+    // A backup from before the store existed leaves nothing behind, like a wipe.
+    if (snapshot === null || snapshot.rows.size === 0) {
       disk.wipe()
       this.recorder.add(name, { f: 'wipe', store: name })
       this.#allowed.push({ about: name, verdicts: ['RECEIVER_RESET', 'SENDER_RESET'] })
