@@ -415,7 +415,8 @@ export class Turn {
   }
 
   #withdrawals(): void {
-    for (const { peer, fields } of this.exchange.withdrawals.splice(0)) this.links.up.get(peer)?.writer.control(FRAME.withdraw, fields)
+    for (const { lane, sequence, peer } of this.store.outbox.withdrawals.splice(0))
+      this.links.up.get(peer)?.writer.control(FRAME.withdraw, [lane.spaceBytes, lane.number, sequence])
   }
 
   #flush(): void {
