@@ -576,13 +576,15 @@ export class Outbox {
 
   nack(peer: PeerId, space: string, number: number, sequence: number, fields: NackFields, now: number): void {
     const lane = this.#lanes.get(laneName(space, number))
-    if (!lane || sequence >= lane.next) return
+    if (!lane) return
     const entry = lane.get(sequence)
     if (!entry) {
       if (lane.running.get(sequence) !== peer) return
       lane.running.delete(sequence)
-      lane.nacked.set(sequence, { attempts: fields.attempts, due: now + fields.delayMs, history: fields.history })
+      // Of some that run, this store may know nothing: they were never written, or a restore undid them.
+      if (sequence < lane.next) lane.nacked.set(sequence, { attempts: fields.attempts, due: now + fields.delayMs, history: fields.history })
       this.#active.add(lane.route)
+      this.#retire(lane)
       return
     }
     const holds = (entry.state === 'out' && entry.target?.peer === peer) || (entry.state === 'doubt' && entry.doubtAt === peer)
