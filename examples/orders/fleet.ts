@@ -6,6 +6,20 @@ import { fileURLToPath } from 'node:url'
 import type { DeadLetter, RouteStatus } from 'peerpost'
 import type { FromService, ToService } from './events.js'
 
+export const SERVICES = ['order', 'stock', 'payment', 'notification', 'finance'] as const
+
+/** Who publishes what to whom. A durable subscription begins when its publisher has it: only then may orders come in. */
+const SUBSCRIPTIONS = [
+  ['order', 'order.created', 'stock'],
+  ['order', 'customer.changed', 'notification'],
+  ['stock', 'stock.reserved', 'payment'],
+  ['stock', 'stock.refused', 'order'],
+  ['payment', 'payment.*', 'order'],
+  ['payment', 'payment.*', 'notification'],
+  ['payment', 'payment.declined', 'stock'],
+  ['payment', 'payment.declined', 'finance'],
+] as const
+
 /** Each only sends what it was made to send by those before it: asked in this order, "nothing pending" holds for all. */
 const FLOW = ['order', 'stock', 'payment']
 const PATIENCE_MS = 20_000
@@ -90,6 +104,12 @@ export class Fleet {
     if (!response.ok)
       throw new Error(`${method} ${path} was answered with ${response.status}: ${await response.text()}`)
     await response.body?.cancel()
+  }
+
+  /** Starts the services that are there from the beginning, and waits until orders may come in. */
+  async open(): Promise<void> {
+    await Promise.all(SERVICES.map((name) => this.start(name)))
+    await Promise.all(SUBSCRIPTIONS.map(([publisher, pattern, group]) => this.subscribed(publisher, pattern, group)))
   }
 
   /** Resolves once `publisher` has the durable subscription and a consumer for it. */

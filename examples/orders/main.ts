@@ -32,16 +32,7 @@ async function buy(number: number, customer: string, teapots: number, times = 1)
 
 async function openForBusiness(): Promise<void> {
   fleet.title('Five services start, each with a log of its own')
-  await Promise.all(['order', 'stock', 'payment', 'notification', 'finance'].map((name) => fleet.start(name)))
-  // A durable subscription begins when its publisher has it: only then may orders come in.
-  await fleet.subscribed('order', 'order.created', 'stock')
-  await fleet.subscribed('order', 'customer.changed', 'notification')
-  await fleet.subscribed('stock', 'stock.reserved', 'payment')
-  await fleet.subscribed('stock', 'stock.refused', 'order')
-  await fleet.subscribed('payment', 'payment.*', 'order')
-  await fleet.subscribed('payment', 'payment.*', 'notification')
-  await fleet.subscribed('payment', 'payment.declined', 'stock')
-  await fleet.subscribed('payment', 'payment.declined', 'finance')
+  await fleet.open()
 }
 
 async function happyPath(): Promise<void> {
