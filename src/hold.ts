@@ -74,6 +74,8 @@ export type HeldState =
 
 /** A message at its consumer. */
 export class Held {
+  /** Null until it is asked for. */
+  #meta: Meta | undefined | null = null
   state: HeldState = 'held'
   key: InKey | null = null
   /** Deliveries that count, before this one. */
@@ -109,7 +111,8 @@ export class Held {
   }
 
   get meta(): Meta | undefined {
-    return data.meta(this.frame, this.start)
+    if (this.#meta === null) this.#meta = data.meta(this.frame, this.start)
+    return this.#meta
   }
 
   get body(): unknown {

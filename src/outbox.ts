@@ -546,13 +546,14 @@ export class Outbox {
   }
 
   #settleRanges(lane: Lane, ends: readonly number[], outcome: Outcome, peer: PeerId): void {
+    // Who had what of an older space was with its process: any consumer that was given some may tell.
+    const mayHold = lane.isOld && (lane.touched.has(peer) || !this.rules.touchFirst)
     for (let i = 0; i < ends.length; i += 2) {
       const from = ends[i]!
       const to = Math.min(ends[i + 1]!, lane.next - 1)
-      if (to >= lane.loadedTo) lane.finishedOnDisk.addRange(Math.max(from, lane.loadedTo), to)
-      if (to >= lane.loadedTo && outcome === 'dead') lane.deadOnDisk.addRange(Math.max(from, lane.loadedTo), to)
-      for (const sequence of lane.stragglers.keys()) if (sequence >= from && sequence <= to) this.#settleOne(lane, sequence, outcome, peer)
-      for (let sequence = Math.max(from, lane.base); sequence <= Math.min(to, lane.loadedTo - 1); sequence++) this.#settleOne(lane, sequence, outcome, peer)
+      if (to >= lane.loadedTo && mayHold) this.#settleOnDisk(lane, Math.max(from, lane.loadedTo), to, outcome)
+      for (const sequence of lane.stragglers.keys()) if (sequence >= from && sequence <= to) this.#settleOne(lane, sequence, outcome, peer, mayHold)
+      for (let sequence = Math.max(from, lane.base); sequence <= Math.min(to, lane.loadedTo - 1); sequence++) this.#settleOne(lane, sequence, outcome, peer, mayHold)
       for (const sequence of lane.contested.keys()) if (sequence >= from && sequence <= to) this.#contest(lane, sequence, outcome, peer)
       for (const sequence of lane.running.keys()) if (sequence >= from && sequence <= ends[i + 1]!) lane.running.delete(sequence)
     }
@@ -560,9 +561,16 @@ export class Outbox {
     this.#retire(lane)
   }
 
-  #settleOne(lane: Lane, sequence: number, outcome: Outcome, peer: PeerId): void {
+  #settleOnDisk(lane: Lane, from: number, to: number, outcome: Outcome): void {
+    lane.finishedOnDisk.addRange(from, to)
+    if (outcome === 'dead') lane.deadOnDisk.addRange(from, to)
+  }
+
+  /** Nobody settles what was never with it. */
+  #settleOne(lane: Lane, sequence: number, outcome: Outcome, peer: PeerId, mayHold: boolean): void {
     const entry = lane.get(sequence)
-    if (entry && entry.state !== 'uncommitted' && entry.state !== 'expiring') this.#finish(entry, outcome, peer)
+    if (!entry || entry.state === 'uncommitted' || entry.state === 'expiring') return
+    if (mayHold || entry.target?.peer === peer || entry.doubtAt === peer || entry.others?.has(peer)) this.#finish(entry, outcome, peer)
   }
 
   /** Dead letters to be taken back, with the peers that hold them (rule P13). */

@@ -530,15 +530,17 @@ export class Turn {
         this.exchange.greet(link)
         this.schedule()
       },
-      down: (link) => this.#down(link),
+      down: (link) => this.#guard(() => this.#down(link)),
       frame: (link, packet, type, start, end) => this.exchange.receive(link, packet, type, start, end),
       packetEnd: () => this.schedule(),
-      drained: (link) => {
-        this.store.outbox.wake(link)
-        this.schedule()
-      },
+      drained: (link) =>
+        this.#guard(() => {
+          this.store.outbox.wake(link)
+          this.schedule()
+        }),
       fenced: (verdict, pair, peer) => this.#fenced(verdict, pair, peer),
       changed: (status) => this.options.emit('link', status),
+      broken: (error) => this.fail(error),
       refused: (code, message) => this.options.emit('warning', { code, message }),
     }
   }
