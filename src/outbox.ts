@@ -160,9 +160,9 @@ export class Outbox {
 
   // --- send
 
-  nextId(): { id: string; number: number } {
-    const number = ++this.#number
-    return { id: this.idOf(number), number }
+  /** A message with an identity of its own; `ownId` is the caller's, where there is one. */
+  newSent(ownId: string | null, durability: Durability): Sent {
+    return new Sent(ownId, this.#idPrefix, ++this.#number, durability)
   }
 
   /** Would a message of so many bytes pass the quota? Decided before anything leaves (rule P6). */
@@ -200,6 +200,7 @@ export class Outbox {
       this.#wanted.push(entry)
       if (isBehind) {
         entry.state = 'spilled'
+        sent.spilled++
         return
       }
     }
@@ -728,6 +729,8 @@ export class Outbox {
    */
   watch(sent: Sent, space: SpaceId = this.incarnation.space): boolean {
     if (sent.unsettled === 0) return false
+    // What is in memory in all its routes is told of by its entries.
+    if (sent.spilled === 0 && sent.prefix === this.#idPrefix) return true
     let isSomewhere = false
     for (const lane of this.#lanes.values()) {
       if (lane.space !== space) continue
@@ -744,9 +747,13 @@ export class Outbox {
     return this.#idPrefix + number.toString(36)
   }
 
-  /** What is awaited, to be carried over to the next incarnation of this process. */
-  get watched(): ReadonlyMap<string, Sent> {
-    return this.#watched
+  /** What is awaited: carried over to the next incarnation of this process, or told of a fail-stop. */
+  watched(): Map<string, Sent> {
+    const all = new Map(this.#watched)
+    for (const sent of this.settled) if (sent.onSettled) all.set(sent.id, sent)
+    for (const lane of this.#lanes.values())
+      for (const { sent, number } of lane.entries()) if (sent?.onSettled) all.set(watchName(lane.space, number), sent)
+    return all
   }
 
   // --- after a restart, and for people
@@ -815,6 +822,7 @@ export class Outbox {
 
   /** Messages that nobody has confirmed: what a fail-stop leaves unknown. */
   *unconfirmed(): Iterable<Sent> {
+    yield* this.confirmed
     for (const entry of [...this.#wanted, ...this.#writing]) if (entry.sent && !entry.confirmed) yield entry.sent
     for (const lane of this.#lanes.values()) for (const entry of lane.entries()) if (entry.sent && !entry.confirmed) yield entry.sent
   }

@@ -108,14 +108,10 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     const { turn } = this
     if (sent.unconfirmed === 0 && options.until !== 'done') return Promise.resolve(new LocalReceipt(sent, turn))
     return new Promise((resolve, reject) => {
+      const tell = (_what: unknown, error: Error | null): void => (error ? reject(error) : resolve(new LocalReceipt(sent, turn)))
+      if (options.until === 'done') whenSettled(turn, sent, tell)
+      else sent.whenConfirmed(tell)
       const { signal } = options
-      if (options.until === 'done') {
-        const forget = turn.onFailure(reject)
-        whenSettled(turn, sent, () => {
-          forget()
-          resolve(new LocalReceipt(sent, turn))
-        })
-      } else onConfirmed(sent, (error) => (error ? reject(error) : resolve(new LocalReceipt(sent, turn))))
       signal?.addEventListener('abort', () => reject(unknown('The send was aborted; whether it was accepted is unknown.', signal.reason)), { once: true })
     })
   }
@@ -422,47 +418,47 @@ export class LocalPeer implements api.Peer, DeliveryHost {
 
 /** What `send` resolves to. */
 class LocalReceipt implements api.Receipt {
-  readonly id: string
   readonly durability: Durability
   readonly at: 'sender' | 'consumer'
   readonly #sent: Sent
   readonly #turn: Turn
 
   constructor(sent: Sent, turn: Turn) {
-    this.id = sent.id
     this.durability = sent.reached
     this.at = sent.at
     this.#sent = sent
     this.#turn = turn
   }
 
+  get id(): string {
+    return this.#sent.id
+  }
+
   get done(): Promise<api.Outcome> {
-    return new Promise((resolve) => whenSettled(this.#turn, this.#sent, resolve))
+    // After a fail-stop it stays open: what became of the message is not known.
+    return new Promise((resolve) => whenSettled(this.#turn, this.#sent, (outcome) => outcome && resolve(outcome)))
+  }
+
+  /** What a person or a log sees of it. */
+  toJSON(): object {
+    const { id, durability, at } = this
+    return { id, durability, at }
   }
 }
 
-function whenSettled(turn: Turn, sent: Sent, tell: (outcome: api.Outcome) => void): void {
+function whenSettled(turn: Turn, sent: Sent, tell: (outcome: api.Outcome | null, error: Error | null) => void): void {
   if (sent.outcome !== null && sent.unsettled === 0) {
-    tell(sent.outcome)
+    tell(sent.outcome, null)
     return
   }
-  sent.onSettled ??= []
-  sent.onSettled.push(tell)
+  sent.whenSettled(tell)
   const { outbox } = turn.store
   if (outbox.watch(sent)) return
   // It was kept on disk only, and is finished: its outcome is what the log says.
   const outcome = new Inspector(turn, '', []).outcome(outbox.idOf(sent.number))
   sent.unsettled = 0
   sent.outcome = outcome === 'dead' || outcome === 'expired' ? outcome : 'done'
-  for (const listener of sent.onSettled.splice(0)) listener(sent.outcome)
-}
-
-function onConfirmed(sent: Sent, tell: (error: Error | null) => void): void {
-  const before = sent.onConfirmed
-  sent.onConfirmed = (_sent, error) => {
-    before?.(sent, error)
-    tell(error)
-  }
+  sent.onSettled?.(sent.outcome, null)
 }
 
 const unknown = (sentence: string, cause?: unknown): PeerpostError => new PeerpostError('UNKNOWN', sentence, cause)

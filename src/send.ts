@@ -115,8 +115,7 @@ export class Sender {
   }
 
   #newSent(draft: Draft): Sent {
-    const { id, number } = this.turn.store.outbox.nextId()
-    return new Sent(draft.meta?.i ?? id, number, draft.durability)
+    return this.turn.store.outbox.newSent(draft.meta?.i ?? null, draft.durability)
   }
 
   /** The first message with a caller's id, inside the window. */
@@ -127,7 +126,7 @@ export class Sender {
     if (!bytes) return null
     const row = rows.read<rows.IdRow>(bytes)
     if (this.turn.options.clock.wall() - row.at > LIMITS.idWindowMs) return null
-    const sent = new Sent(id, row.number, this.turn.options.durability)
+    const sent = new Sent(id, '', row.number, this.turn.options.durability)
     sent.outcome = null
     return sent
   }

@@ -162,6 +162,7 @@ export class Turn {
     this.kill()
     const unknown = new PeerpostError('UNKNOWN', `The peer stopped before this was confirmed: ${error.message} Send it again with the same id.`, error)
     if (this.#isOpen) for (const sent of new Set(this.store.outbox.unconfirmed())) sent.onConfirmed?.(sent, unknown)
+    if (this.#isOpen) for (const sent of this.store.outbox.watched().values()) sent.onSettled?.(null, unknown)
     for (const reject of this.#onFailure) reject(unknown)
     this.options.emit('failed', error)
   }
@@ -465,7 +466,7 @@ export class Turn {
     if (outbox.settled.length === 0) return
     const settled = outbox.settled
     outbox.settled = []
-    for (const sent of settled) if (sent.onSettled) for (const tell of sent.onSettled) tell(sent.outcome!)
+    for (const sent of settled) sent.onSettled?.(sent.outcome!, null)
   }
 
   #letters(): void {
@@ -567,7 +568,7 @@ export class Turn {
       this.#isOpen = false
       this.links.restart()
       const { consumers } = this.store.inbox
-      const watched = this.store.outbox.watched
+      const watched = this.store.outbox.watched()
       this.open(
         (error) => {
           if (error) {
