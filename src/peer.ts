@@ -3,8 +3,7 @@ import type { Cancel, Clock } from './clock.js'
 import { type StoredLetter, findLetters, removeLetter, showLetter } from './deadletter.js'
 import { ConflictGate, type DeliveryHost, HeldDelivery, runHandler, TxFace } from './delivery.js'
 import { PeerpostError } from './errors.js'
-import type { Taker } from './handler.js'
-import type { ConsumerPolicy, Held, LocalConsumer } from './hold.js'
+import type { ConsumerPolicy, Held, LocalConsumer, Taker } from './hold.js'
 import type { Sent } from './lane.js'
 import type { Durability } from './log/log.js'
 import type * as api from './message.js'
@@ -41,7 +40,6 @@ export class LocalPeer implements api.Peer, DeliveryHost {
   readonly turn: Turn
   readonly #clock: Clock
   readonly #parts: Parts
-  readonly #running = new Map<Held, HeldDelivery>()
   readonly #gate = new ConflictGate()
   readonly #sender: Sender
   readonly #replies: Replies
@@ -54,7 +52,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     this.#parts = parts
     this.turn = parts.turn
     this.#clock = parts.clock
-    this.turn.onLeaseLost = (held) => this.#running.get(held)?.abort('The lease is over.')
+    this.turn.onLeaseLost = (held) => held.delivery?.abort('The lease is over.')
     this.#sender = new Sender(parts.turn)
     this.#replies = new Replies(parts.clock, this.id)
     this.#listenForReplies()
@@ -199,18 +197,17 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     if (typeof handler !== 'function') throw new PeerpostError('OPTION_INVALID', 'A handler must be a function.')
     const policy = policyOf(options)
     const consumer = this.#consumer(kind, name, group, owner, durable, options.order ?? order, policy)
-    const taker: Taker & { active: number; onIdle: (() => void) | null } = {
+    const taker: Taker = {
       consumer,
       room: policy.concurrency,
       isPull: false,
       leaseMs: policy.leaseMs,
       active: 0,
-      onIdle: null,
-      start: (held) => runHandler(this, this.#gate, handler, held, this.#running),
+      start: (held) => runHandler(this, this.#gate, handler, held, taker),
     }
     this.turn.addTaker(taker)
     this.turn.addConsumer(consumer)
-    return new LocalConsumerHandle(this.turn, taker, durable || kind !== 'topic', this.#running)
+    return new LocalConsumerHandle(this.turn, taker, durable || kind !== 'topic')
   }
 
   #consumer(kind: api.DestinationKind, name: string, group: string, owner: string, durable: boolean, order: 'key' | 'strict' | 'none', policy: ConsumerPolicy): LocalConsumer {
@@ -227,7 +224,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
       this.#replies.arrived(held.meta?.r?.[1], held.body)
       this.turn.settleDone(held, [])
     }
-    this.turn.addTaker({ consumer, room: policy.concurrency, isPull: false, leaseMs: LIMITS.leaseMs, start })
+    this.turn.addTaker({ consumer, room: policy.concurrency, isPull: false, leaseMs: LIMITS.leaseMs, active: 0, start })
     this.turn.addConsumer(consumer)
   }
 
@@ -262,10 +259,11 @@ export class LocalPeer implements api.Peer, DeliveryHost {
         room: max,
         isPull: true,
         leaseMs: options.leaseMs ?? LIMITS.leaseMs,
+        active: 0,
         start: (held) => {
           const delivery = new HeldDelivery(this, held)
           deliveries.push(delivery)
-          this.#running.set(held, delivery)
+          held.delivery = delivery
           // What comes with the first one in this turn goes along.
           if (deliveries.length === 1) this.#clock.defer(finish)
         },
@@ -399,7 +397,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
       this.turn.schedule()
       await new Promise<void>((resolve) => this.#clock.timer(2, resolve))
     }
-    for (const delivery of this.#running.values()) delivery.abort('The peer closes.')
+    for (const { delivery } of this.turn.runningOnes()) delivery?.abort('The peer closes.')
     this.#replies.close()
     this.turn.close()
     await this.#parts.release()
@@ -480,7 +478,6 @@ class LocalConsumerHandle implements api.Consumer {
     readonly turn: Turn,
     readonly taker: Taker,
     readonly isKept: boolean,
-    readonly running: ReadonlyMap<Held, unknown>,
   ) {}
 
   close(): Promise<void> {
@@ -497,8 +494,7 @@ class LocalConsumerHandle implements api.Consumer {
     this.taker.room = Number.NEGATIVE_INFINITY
     this.turn.removeTaker(this.taker, forget)
     const { clock } = this.turn.options
-    const isRunning = (): boolean => [...this.running.keys()].some((held) => held.consumer === this.taker.consumer)
-    while (isRunning() && this.turn.failure === null) await new Promise<void>((resolve) => clock.timer(2, resolve))
+    while (this.taker.active > 0 && this.turn.failure === null) await new Promise<void>((resolve) => clock.timer(2, resolve))
   }
 
   [Symbol.asyncDispose](): Promise<void> {
