@@ -10,7 +10,7 @@ import { fileURLToPath } from 'node:url'
 import { type Audit, audit, canTrace } from './audit.js'
 import { goalRows, type LatencyFigures, type Losses, type Round, type StartRound, type TargetRound } from './goals.js'
 import { encode, merge, summary } from './histogram.js'
-import { activity, disturbances, machineFacts } from './machine.js'
+import { type Activity, activity, disturbances, type Machine, machineFacts } from './machine.js'
 import { flushFigures, Pair, type Run } from './pair.js'
 import type { Report } from './report.js'
 import type { StartFigures } from './start.js'
@@ -61,7 +61,7 @@ class Floor {
   }
 
   async run(): Promise<Report> {
-    const { targets, seconds, rate, bytes, window, progress } = this.#options
+    const { progress } = this.#options
     const machine = machineFacts(this.#base)
     const before = activity()
     const rounds: Round[] = []
@@ -69,6 +69,15 @@ class Floor {
       progress(`round ${round} of ${this.#options.rounds}`)
       rounds.push(await this.#round())
     }
+    return this.#report(
+      machine,
+      rounds.map((round) => this.#withoutSkipped(round)),
+      before,
+    )
+  }
+
+  async #report(machine: Machine, rounds: readonly Round[], before: Activity): Promise<Report> {
+    const { targets, seconds, rate, bytes, window } = this.#options
     const floorP50 = rounds.flatMap((round) => round.targets['raw-tcp']?.latency.oneWay?.p50 ?? [])
     const disturbed = disturbances(before, activity(), floorP50, machine.cores)
     const starts = this.#starts()
@@ -101,8 +110,13 @@ class Floor {
         this.#options.progress(`${name} is left out: ${this.#skipped[name]}`)
       }
     }
-    // A target that failed in a later round has no complete figures: its earlier ones go as well.
     return { flush, targets }
+  }
+
+  /** A target that failed in a later round has no complete figures: its earlier ones go as well. */
+  #withoutSkipped({ flush, targets }: Round): Round {
+    for (const name of Object.keys(this.#skipped)) delete this.#collected[name]
+    return { flush, targets: Object.fromEntries(Object.entries(targets).filter(([name]) => !this.#skipped[name])) }
   }
 
   async #measure(name: string): Promise<TargetRound> {

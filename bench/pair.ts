@@ -40,7 +40,12 @@ class Worker {
         this.#process.off('message', message).off('exit', exit).off('error', exit)
         then()
       }
-      const message = (answer: unknown): void => settle(() => resolve(answer as Answer))
+      const message = (answer: { error?: string }): void =>
+        settle(() =>
+          answer.error === undefined
+            ? resolve(answer as Answer)
+            : reject(new Error(`The ${this.#role}: ${answer.error}`)),
+        )
       const exit = (why: unknown): void =>
         settle(() => reject(new Error(`The ${this.#role} ended (${String(why)}) before it answered.`)))
       const late = setTimeout(() => settle(() => reject(new Error(`The ${this.#role} did not answer.`))), ANSWER_MS)
@@ -69,7 +74,7 @@ export class Pair {
   readonly #receiver: Worker | null
   readonly #sender: Worker
 
-  constructor(receiver: Worker | null, sender: Worker) {
+  private constructor(receiver: Worker | null, sender: Worker) {
     this.#receiver = receiver
     this.#sender = sender
   }

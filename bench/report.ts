@@ -62,6 +62,7 @@ export function printed(report: Report): string {
     auditText(report),
     goalText(report.goals),
     ...Object.entries(report.skipped).map(([name, reason]) => `Not measured: ${name}: ${reason}`),
+    ...faults(report).map((fault) => `FAULT: ${fault}.`),
     report.disturbed.length > 0
       ? `DISTURBED RUN, read nothing into small differences: ${report.disturbed.join('; ')}.`
       : 'No disturbance was noticed.',
@@ -127,6 +128,24 @@ function throughputText(report: Report): string {
   const title = `Saturation, ${report.settings['bytes']} B, ${report.settings['window']} unconfirmed; losses of both loads`
   return `${title}\n${table(['target', 'class', 'confirmed msg/s', 'cpu µs/msg', 'lost', 'duplicated', 'reordered', 'failed', 'receipts'], rows)}`
 }
+
+/** What must not be: lost, repeated or failed messages, and a class that its flushes do not bear out. */
+export function faults(report: Report): string[] {
+  const found: string[] = []
+  for (const { name, durability } of named(report)) {
+    for (const kind of ['lost', 'duplicated', 'failed'] as const) {
+      const count = report.rounds.reduce((sum, round) => sum + (round.targets[name]?.losses[kind] ?? 0), 0)
+      if (count > 0) found.push(`${name}: ${number(count)} ${kind}`)
+    }
+    const audit = report.audits[name]
+    if (durability === 'D3' && audit && audit.flushesEach < FLUSHED)
+      found.push(`${name} says D3, but flushed only ${audit.flushesEach.toFixed(2)} times for each confirmation`)
+  }
+  return found
+}
+
+/** Flushes for each confirmation of messages sent one by one; a little under 1, since strace's clock cuts at the ends. */
+const FLUSHED = 0.95
 
 /** Shares of the receipts by what they said. */
 function receipts(counters: Readonly<Record<string, number>>): string {

@@ -3,12 +3,13 @@ import { mkdirSync, writeFileSync } from 'node:fs'
 import { dirname } from 'node:path'
 import { parseArgs } from 'node:util'
 import { runFloor } from './floor.js'
-import { printed } from './report.js'
+import { faults, printed } from './report.js'
 import { DEFAULT_TARGETS, TARGETS, targetNamed } from './targets.js'
 
 const USAGE = `npm run bench -- floor [options]
 
-Measures raw sockets, ZeroMQ, LMDB, fdatasync and peerpost in one interleaved run, and judges the goals.
+Measures raw sockets, ZeroMQ, LMDB, fdatasync and peerpost in one interleaved run, and judges the goals. Ends with
+status 1 when messages were lost, repeated or refused, or when a durability class did not hold; a missed goal is no error.
 
   --rounds N       rounds, 5 unless given
   --seconds N      of each load of each target in a round, 0.8 unless given
@@ -18,7 +19,7 @@ Measures raw sockets, ZeroMQ, LMDB, fdatasync and peerpost in one interleaved ru
   --targets A,B    these alone; "all" for each class over each transport
   --dir DIR        where the stores go: the disk that is measured
   --json FILE      where the figures and raw histograms go, bench/results/ unless given
-  --quick          3 short rounds: under 40 seconds, wide spreads
+  --quick          2 short rounds: under 40 seconds, wide spreads
 `
 
 const { positionals, values } = parseArgs({
@@ -54,7 +55,7 @@ async function main(): Promise<void> {
   const quick = values.quick
   const report = await runFloor({
     targets: targetsOf(values.targets),
-    rounds: positive('rounds', values.rounds ?? (quick ? '3' : '5')),
+    rounds: positive('rounds', values.rounds ?? (quick ? '2' : '5')),
     seconds: positive('seconds', values.seconds ?? (quick ? '0.25' : '0.8')),
     rate: positive('rate', values.rate),
     bytes: positive('bytes', values.bytes),
@@ -69,6 +70,7 @@ async function main(): Promise<void> {
   mkdirSync(dirname(file), { recursive: true })
   writeFileSync(file, `${JSON.stringify(report)}\n`)
   console.log(`\nFigures and raw histograms: ${file}`)
+  if (faults(report).length > 0) process.exitCode = 1
 }
 
 if (values.help || positionals[0] !== 'floor') {

@@ -4,7 +4,6 @@
  */
 const [kind, dir] = process.argv.slice(2)
 const SETTLE_MS = 300
-const PACKAGE: string = 'peerpost'
 
 export interface StartFigures {
   readonly importMs: number
@@ -17,7 +16,7 @@ let imported = started
 let opened = started
 let close = async (): Promise<void> => {}
 if (kind === 'peer') {
-  const { openPeer } = (await import(PACKAGE)) as { openPeer(options: object): Promise<{ close(): Promise<void> }> }
+  const { openPeer } = await import('peerpost')
   imported = performance.now()
   const peer = await openPeer({ dataDir: dir, listen: ['tcp://127.0.0.1:0'] })
   opened = performance.now()

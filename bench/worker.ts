@@ -107,12 +107,20 @@ async function flush(): Promise<(command: Command) => Promise<unknown>> {
   return async (command) => (command.do === 'flush' ? measureFlush(dir, command.seconds) : undefined)
 }
 
-const run = await (role === 'receiver' ? receive() : role === 'sender' ? send() : flush())
+/** Tells the parent why, in one line; what follows on the channel would be about something else. */
+function fail(error: unknown): never {
+  reply({ error: error instanceof Error ? error.message : String(error) })
+  process.disconnect()
+  process.exit(1)
+}
+
+// A parent that died takes its workers along.
+process.on('disconnect', () => process.exit(0))
+
+const run = await (role === 'receiver' ? receive() : role === 'sender' ? send() : flush()).catch(fail)
 
 process.on('message', async (command: Command) => {
-  const answer = await run(command)
+  const answer = await run(command).catch(fail)
   if (command.do === 'stop') process.disconnect()
   else reply(answer)
 })
-// A parent that died takes its workers along.
-process.on('disconnect', () => process.exit(0))

@@ -123,7 +123,7 @@ export class Exchange {
         if (held) settle.returned(held)
         break
       case 'early':
-        settle.early(held!, this.clock.wall())
+        settle.early(held!, this.clock.now(), this.clock.wall())
         break
       case 'here':
         break

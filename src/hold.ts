@@ -9,6 +9,13 @@ import type { Backoff } from './options.js'
 import { Deque } from './queue.js'
 import { data, type Meta } from './transport/frame.js'
 
+/** A row of an attempt, with the monotonic time of its retry where this process gave it. */
+export type KnownAttempt = AttemptRow & { readonly dueAt?: number }
+
+/** How long until a retry is due. */
+export const remainingMs = (known: KnownAttempt, now: number, wallNow: number): number =>
+  known.dueAt !== undefined ? known.dueAt - now : Math.min(known.retryAt - wallNow, known.delayMs)
+
 /** One sender's lane: which of its sequences are done, which are dead, which are here. */
 export class InLane {
   done: IntervalSet
@@ -16,7 +23,7 @@ export class InLane {
   /** Held, running or being settled, by sequence. */
   readonly active = new Map<number, Held>()
   /** Tried and not settled, by sequence. */
-  readonly attempts = new Map<number, AttemptRow>()
+  readonly attempts = new Map<number, KnownAttempt>()
   isDirty = false
   /** Settled and durable, not acknowledged yet: flat from, to pairs for each outcome. */
   readonly acks: [done: IntervalSet, dead: IntervalSet, expired: IntervalSet] = [new IntervalSet(), new IntervalSet(), new IntervalSet()]

@@ -3,7 +3,7 @@
  * The receiver's dedup side, as a pure machine: drops what was done before, holds what waits for its key or its handler,
  * gives credit, and answers RESUME.
  */
-import { Held, InKey, InLane, LocalConsumer } from './hold.js'
+import { Held, InKey, InLane, type KnownAttempt, LocalConsumer, remainingMs } from './hold.js'
 import { IntervalSet } from './interval.js'
 import type { Change } from './log/log.js'
 import * as rows from './log/rows.js'
@@ -179,7 +179,7 @@ export class Inbox {
     return { verdict, held, sequence }
   }
 
-  #judge(held: Held, known: rows.AttemptRow | undefined, flags: number, now: number, wallNow: number): Verdict {
+  #judge(held: Held, known: KnownAttempt | undefined, flags: number, now: number, wallNow: number): Verdict {
     const { consumer, lane } = held
     if (known || held.attempts > 0) {
       if (known && known.attempts >= held.attempts) {
@@ -191,7 +191,7 @@ export class Inbox {
         held.history = (held.meta?.a ?? []).map(([attempt, at, peer, durationMs, reason]) => ({ attempt, at, peer: peer as PeerId, durationMs, reason }))
       }
       if (held.attempts >= consumer.policy.maxAttempts) return this.#activate(held, 'exhausted')
-      if (known && known.retryAt > wallNow + EARLY_MS) {
+      if (known && remainingMs(known, now, wallNow) > EARLY_MS) {
         // What follows in its key must not overtake it.
         const key = this.#keyOf(held, consumer)
         if (key) key.bouncing = true
@@ -455,16 +455,17 @@ export class Inbox {
   }
 
   /** A message was tried before the restart: a crash while it ran alone counts as a delivery (G10). */
-  restoreAttempt(space: SpaceId, route: number, sequence: number, row: rows.AttemptRow, self: PeerId, wallNow: number): void {
+  restoreAttempt(space: SpaceId, route: number, sequence: number, row: rows.AttemptRow, self: PeerId, now: number, wallNow: number): void {
     const lane = this.lanes.get(laneName(space, route))
     if (!lane) return
     if (row.started !== 'alone') {
-      lane.attempts.set(sequence, row)
+      // From here on the monotonic clock counts, whatever the wall clock does.
+      lane.attempts.set(sequence, { ...row, dueAt: now + remainingMs(row, now, wallNow) })
       return
     }
     const attempt = row.attempts + 1
     const history = [...row.history, { attempt, at: wallNow, peer: self, durationMs: 0, reason: 'CRASHED' }]
-    const charged: rows.AttemptRow = { attempts: attempt, history, retryAt: 0, started: 'shared' }
+    const charged: rows.AttemptRow = { attempts: attempt, history, retryAt: 0, delayMs: 0, started: 'shared' }
     lane.attempts.set(sequence, charged)
     this.#changes.push(rows.put(rows.attemptKey(space, route, sequence), charged))
   }

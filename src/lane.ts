@@ -141,21 +141,33 @@ export class KeyState {
   held = 0
   /** Something was held: nothing leaves until all that is out has come back or is settled. */
   recovering = false
-  /** Messages of the key in the route's queue of what may go. */
-  ready = 0
-  parked: Entry[] = []
+  /** Messages of the key that may go when it is their turn, in send order. */
+  readonly waiting = new Deque<Entry>()
+  /** The key is in the route's queue of keys. */
+  isQueued = false
 
   constructor(readonly name: string) {}
 
   get isIdle(): boolean {
-    return this.out === 0 && this.held === 0 && this.ready === 0 && this.parked.length === 0
+    return this.out === 0 && this.held === 0 && this.waiting.length === 0
   }
 
-  /** Parks an entry in send order. */
+  /** May the next message of the key go? */
+  get mayMove(): boolean {
+    return this.held === 0 && !(this.recovering && this.out > 0)
+  }
+
+  /** Puts an entry in its place in send order. */
   park(entry: Entry): void {
-    let at = this.parked.length
-    while (at > 0 && entry.precedes(this.parked[at - 1]!)) at--
-    this.parked.splice(at, 0, entry)
+    const { waiting } = this
+    let at = waiting.length
+    if (at > 0 && entry.precedes(waiting.at(at - 1)!)) {
+      // What comes back belongs near the head.
+      at = 0
+      while (waiting.at(at)!.precedes(entry)) at++
+    }
+    if (at === waiting.length) waiting.push(entry)
+    else waiting.insert(at, entry)
   }
 }
 

@@ -184,6 +184,9 @@ export class LinkConnection implements Carrier {
   lastSent = 0
   pingSentAt = 0
   roundTripMs: number | undefined
+  /** When another process said to be this peer, this one was pinged; and it answered. */
+  challenge = 0
+  hasAnswered = false
   toldCommit = 0
   /** Packets that came before this side was ready for them. */
   readonly early: Buffer[] = []

@@ -158,9 +158,14 @@ export class Links {
   #upFrame(link: LinkConnection, packet: Buffer, type: number, start: number, end: number): void {
     if (this.ignoreOld && this.up.get(link.peer) !== link) return
     if (type === FRAME.ping) link.writer.control(FRAME.pong, readControl(packet, start, end))
-    else if (type === FRAME.pong) link.roundTripMs = this.clock.now() - Number(readControl(packet, start, end)[0])
+    else if (type === FRAME.pong) this.#pong(link, Number(readControl(packet, start, end)[0]))
     else if (type === FRAME.bye) this.#bye(link, packet, start, end)
     else this.events.frame(link, packet, type, start, end)
+  }
+
+  #pong(link: LinkConnection, pingedAt: number): void {
+    link.roundTripMs = this.clock.now() - pingedAt
+    if (link.challenge !== 0 && pingedAt === link.challenge) link.hasAnswered = true
   }
 
   #handshakeFrame(link: LinkConnection, packet: Buffer, type: number, start: number, end: number): void {
@@ -204,6 +209,10 @@ export class Links {
     const live = this.up.get(hello.peer)
     const verdict = judge(this.checkLineage ? this.events.remembered(hello.peer) : undefined, hello, knows, live && live !== link ? live.hello!.space : null)
     if (verdict.kind === 'refuse') {
+      if (verdict.verdict === 'DUPLICATE_IDENTITY' && live && !this.#answers(live)) {
+        this.bye(link, 'BUSY', 'an earlier connection of this identity may be alive; try again')
+        return
+      }
       this.#dismiss(link, verdict.verdict, this.events.remembered(hello.peer) ?? null)
       return
     }
@@ -213,6 +222,15 @@ export class Links {
     }
     link.state = 'welcome'
     this.events.accepted(hello, verdict.loss, () => this.#rise(link))
+  }
+
+  /** Is the process behind a link that is up alive, or only not known to be dead? Asks it; later calls know. */
+  #answers(live: LinkConnection): boolean {
+    if (live.challenge !== 0) return live.hasAnswered
+    live.challenge = this.clock.now()
+    live.writer.control(FRAME.ping, [live.challenge])
+    this.flush(live)
+    return false
   }
 
   #rise(link: LinkConnection): void {
@@ -273,7 +291,7 @@ export class Links {
       this.events.fenced(code, pair, link.peer)
     }
     const target = [...this.#targets.values()].find((candidate) => candidate.link === link)
-    if (target && code !== 'SUPERSEDED' && code !== 'CLOSED') target.reason = `${String(code)}: ${String(sentence).slice(0, 300)}`
+    if (target && code !== 'SUPERSEDED' && code !== 'CLOSED' && code !== 'BUSY') target.reason = `${String(code)}: ${String(sentence).slice(0, 300)}`
     link.connection.close()
   }
 

@@ -1,6 +1,6 @@
 /** Opening a peer: checks the options, opens the store, wires transports to the turn, and begins to listen and dial. */
 import { createHmac, timingSafeEqual } from 'node:crypto'
-import { systemClock } from './clock.js'
+import { type Clock, systemClock } from './clock.js'
 import { PeerpostError, reasonOf } from './errors.js'
 import { createIdentity, type Identity, isPeerId, loadIdentity, verify } from './identity.js'
 import type { Proofs } from './link.js'
@@ -32,7 +32,7 @@ export async function openPeer(options: PeerOptions = {}): Promise<Peer> {
     const store = await openStoreOf(options, checked, clock)
     undo.push(() => store.log.close())
     const identity = options.dataDir === undefined ? createIdentity() : await loadIdentity(options.dataDir)
-    const transports = [...(options.transports ?? []), tcpTransport({ clock, identity, insecure: options.insecure === true })]
+    const transports = await transportsFor(options, identity, clock)
     undo.push(async () => {
       for (const transport of transports) await transport.close()
     })
@@ -62,6 +62,16 @@ export async function openPeer(options: PeerOptions = {}): Promise<Peer> {
     for (const step of undo.reverse()) await step().catch(() => {})
     throw thrown
   }
+}
+
+/** The transports that the endpoints ask for. ZeroMQ's is loaded only then. */
+async function transportsFor(options: PeerOptions, identity: Identity, clock: Clock): Promise<Transport[]> {
+  const insecure = options.insecure === true
+  const transports = [...(options.transports ?? []), tcpTransport({ clock, identity, insecure })]
+  if (![...(options.listen ?? []), ...(options.peers ?? [])].some((endpoint) => schemeOf(endpoint).startsWith('zmq+'))) return transports
+  const { zeromqTransport } = await import('./transport/zeromq.js')
+  const allow = options.allow?.filter(isPeerId)
+  return [...transports, zeromqTransport({ clock, identity, insecure, ...(allow ? { allow } : {}) })]
 }
 
 interface Checked {
@@ -115,7 +125,7 @@ interface OpenedStore {
   onFailure: ((reason: string) => void) | null
 }
 
-async function openStoreOf(options: PeerOptions, checked: Checked, clock: typeof systemClock): Promise<OpenedStore> {
+async function openStoreOf(options: PeerOptions, checked: Checked, clock: Clock): Promise<OpenedStore> {
   const { durability } = checked
   if (options.dataDir === undefined || durability === 'memory') return { log: openMemoryLog(clock), storeId: clock.randomBytes(16).toString('hex'), onFailure: null }
   // lmdb is loaded only by a peer that keeps something.
@@ -149,7 +159,6 @@ function transportFor(endpoint: string, transports: readonly Transport[]): Trans
   const scheme = schemeOf(endpoint)
   const transport = transports.find((candidate) => candidate.schemes.includes(scheme))
   if (transport) return transport
-  if (scheme.startsWith('zmq')) throw new PeerpostError('TRANSPORT_MISSING', `${endpoint} needs the ZeroMQ transport: import it from 'peerpost/transport/zeromq' and pass it in transports.`)
   throw new PeerpostError('ENDPOINT_INVALID', `No transport serves ${scheme}://. Known are: ${transports.flatMap((candidate) => candidate.schemes).join(', ')}.`)
 }
 

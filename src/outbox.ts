@@ -13,7 +13,7 @@ import { matches } from './pattern/topic.js'
 import { DueHeap } from './queue.js'
 import { Route } from './route.js'
 import type { Rules } from './rules.js'
-import { DATA_HEADER_BYTES, data, type Encoded, encodeMeta, type Meta, violation, writeData } from './transport/frame.js'
+import { DATA_FLAG, DATA_HEADER_BYTES, data, type Encoded, encodeMeta, type Meta, violation, writeData } from './transport/frame.js'
 
 const MEMORY_LINE = 0x80000000
 /** Bytes that a record takes in the log beside its frame: key, checksum, its share of the page. */
@@ -178,7 +178,7 @@ export class Outbox {
     const length = DATA_HEADER_BYTES + keyBytes + (meta?.length ?? 0) + draft.body.bytes.length
     const start = this.#reserve(length)
     const slab = this.#slab
-    const fields = { sequence: 0, number: sent.number, created: wallNow, key: draft.key, keyBytes, meta }
+    const fields = { sequence: 0, number: sent.number, created: wallNow, key: draft.key, keyBytes, meta, lower: draft.lower }
     writeData(slab, start, fields, draft.body)
     sent.unconfirmed = sent.unsettled = targets.length
     for (const route of targets) this.#appendTo(route, draft, sent, isMemory, slab, start, start + length, wallNow, now)
@@ -363,6 +363,7 @@ export class Outbox {
       entry.write = 'durable'
       entry.confirmed = true
       entry.rank = DURABILITY_RANK[this.storeClass]
+      entry.lower = (data.flags(frame, 0) & DATA_FLAG.lower) !== 0
       entry.redelivered = lane.isOld && lane.touched.size > 0
       if (meta?.t !== undefined) entry.expiresAt = now + meta.t - (wallNow - entry.created)
       const nacked = lane.nacked.get(sequence)

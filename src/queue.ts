@@ -42,6 +42,18 @@ export class Deque<Item> {
     this.#items[(this.#head + index) & (this.#items.length - 1)] = item
   }
 
+  /** Puts an item before the one at `index`; costs the distance to the nearer end. */
+  insert(index: number, item: Item): void {
+    if (index < this.#length / 2) {
+      this.unshift(item)
+      for (let i = 0; i < index; i++) this.set(i, this.at(i + 1)!)
+    } else {
+      this.push(item)
+      for (let i = this.#length - 1; i > index; i--) this.set(i, this.at(i - 1)!)
+    }
+    this.set(index, item)
+  }
+
   clear(): void {
     this.#items = new Array(16)
     this.#head = 0

@@ -159,6 +159,6 @@ function restoreInbox(facts: OpenFacts, inbox: Inbox): void {
   each(log, 'tombstone', (key, value) => inbox.restoreTombstone(rows.tombstoneOfKey(key), rows.read<rows.TombstoneRow>(value)))
   each(log, 'attempt', (key, value) => {
     const { space, route, sequence } = rows.attemptOfKey(key)
-    inbox.restoreAttempt(space, route, sequence, rows.read<rows.AttemptRow>(value), self, clock.wall())
+    inbox.restoreAttempt(space, route, sequence, rows.read<rows.AttemptRow>(value), self, clock.now(), clock.wall())
   })
 }

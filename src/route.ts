@@ -12,6 +12,9 @@ import { DATA_FLAG, data, FRAME, type Meta, withMeta } from './transport/frame.j
 const MEMORY_MESSAGES = 16_384
 const MEMORY_BYTES = 32 * 1024 * 1024
 
+/** Messages or keys that fit nowhere, looked at before the rest is taken to be alike. */
+const STUCK_MAX = 16
+
 export interface Counters {
   accepted: number
   done: number
@@ -25,9 +28,9 @@ export class Route {
   current: Lane | null = null
   memory: Lane | null = null
   readonly consumers: RemoteConsumer[] = []
-  /** Messages that may go, without and with a key. */
+  /** Messages without a key that may go, and keys that have one that may. */
   readonly free = new Deque<Entry>()
-  readonly keyed = new Deque<Entry>()
+  readonly keyed = new Deque<KeyState>()
   readonly keys = new Map<string, KeyState>()
   order: 'key' | 'strict' | 'none' = 'key'
   readonly counters: Counters = { accepted: 0, done: 0, dead: 0, expired: 0 }
@@ -79,11 +82,11 @@ export class Route {
 
   /** The first lane with messages on disk whose turn it is, where there is room in memory. */
   wantsLoad(): Lane | null {
-    if (this.free.length + this.keyed.length >= MEMORY_MESSAGES / 4 || this.inMemory >= MEMORY_MESSAGES || this.inMemoryBytes >= MEMORY_BYTES) return null
+    if (this.free.length >= MEMORY_MESSAGES / 4 || this.inMemory >= MEMORY_MESSAGES || this.inMemoryBytes >= MEMORY_BYTES) return null
     for (const lane of this.lanes) {
       if (lane.loadedTo >= lane.next) continue
-      if (!lane.isFenced) return lane.loadedTo < lane.durableTo ? lane : null
-      if (this.order === 'strict') return null
+      // What is behind a fenced lane may hold later messages of its keys.
+      return !lane.isFenced && lane.loadedTo < lane.durableTo ? lane : null
     }
     return null
   }
@@ -104,12 +107,18 @@ export class Route {
   /** A message becomes ready to go, in its place. */
   enqueue(entry: Entry): void {
     entry.state = 'ready'
-    if (entry.key === null) this.free.push(entry)
-    else if (entry.key.held > 0 || entry.key.recovering) entry.key.park(entry)
-    else {
-      entry.key.ready++
-      this.keyed.push(entry)
+    if (entry.key === null) {
+      this.free.push(entry)
+      return
     }
+    entry.key.park(entry)
+    this.#queue(entry.key)
+  }
+
+  #queue(key: KeyState): void {
+    if (key.isQueued || key.waiting.length === 0 || !key.mayMove) return
+    key.isQueued = true
+    this.keyed.push(key)
   }
 
   /** A message cannot go for now; neither can what follows it in its key. */
@@ -142,19 +151,12 @@ export class Route {
 
   /** Something of a key was settled, came back or was let go: does the rest move? */
   advanceKey(key: KeyState): void {
-    if (key.out === 0) key.at = null
-    if (key.held > 0) return
-    if (key.recovering && key.out > 0) return
-    key.recovering = false
-    this.#unpark(key)
+    if (key.out === 0) {
+      key.at = null
+      if (key.held === 0) key.recovering = false
+    }
     if (key.isIdle) this.keys.delete(key.name)
-  }
-
-  /** Parked ones go to the head: whatever else of the key is ready came later. */
-  #unpark(key: KeyState): void {
-    for (let i = key.parked.length - 1; i >= 0; i--) this.keyed.unshift(key.parked[i]!)
-    key.ready += key.parked.length
-    key.parked = []
+    else this.#queue(key)
   }
 
   addConsumer(consumer: RemoteConsumer): void {
@@ -184,7 +186,7 @@ export class Route {
   unstall(consumer: RemoteConsumer): void {
     const stalled = consumer.stalled
     consumer.stalled = []
-    for (const key of stalled) if (key.held === 0 && !key.recovering) this.#unpark(key)
+    for (const key of stalled) this.#queue(key)
   }
 
   /** Hands out what may go now. `wantTouch` is called for a consumer that must be noted first (rule P1). */
@@ -205,7 +207,7 @@ export class Route {
         skipped ??= []
         skipped.push(entry)
         // One that no consumer can take now says the same of its like: look at a few, not at all of them.
-        if (skipped.length >= 16) break
+        if (skipped.length >= STUCK_MAX) break
       }
     }
     if (skipped) for (let i = skipped.length - 1; i >= 0; i--) this.free.unshift(skipped[i]!)
@@ -213,30 +215,39 @@ export class Route {
 
   #pumpKeyed(wallNow: number, wantTouch: (lane: Lane, peer: PeerId) => void): void {
     if (this.keyed.length === 0 || (this.rules.fenceOldSpaces && this.isFenced)) return
-    for (let n = this.keyed.length; n > 0; n--) {
-      const entry = this.keyed.shift()!
-      const key = entry.key!
-      key.ready--
-      if (entry.state !== 'ready') continue
-      if (key.held > 0 || key.recovering || key.parked.length > 0) {
-        key.park(entry)
+    let stuck = 0
+    for (let n = this.keyed.length; n > 0 && stuck < STUCK_MAX; n--) {
+      const key = this.keyed.shift()!
+      key.isQueued = false
+      if (!key.mayMove) continue
+      if (this.#pumpKey(key, wallNow, wantTouch)) continue
+      // Its next one fits nowhere now: it keeps its turn.
+      key.isQueued = true
+      this.keyed.push(key)
+      stuck++
+    }
+  }
+
+  /** Hands out a key's messages, all to one consumer as long as one is out. False where the next one fits nowhere. */
+  #pumpKey(key: KeyState, wallNow: number, wantTouch: (lane: Lane, peer: PeerId) => void): boolean {
+    for (let entry = key.waiting.at(0); entry; entry = key.waiting.at(0)) {
+      if (entry.state !== 'ready') {
+        key.waiting.shift()
         continue
       }
       const bound = key.out > 0 ? key.at : null
-      const consumer = bound ? (this.#fits(entry, bound, wantTouch) ? bound : null) : this.#choose(entry, wantTouch)
-      if (consumer) {
-        key.at = consumer
-        this.#hand(entry, consumer, wallNow)
-        continue
+      const consumer = bound === null ? this.#choose(entry, wantTouch) : this.#fits(entry, bound, wantTouch) ? bound : null
+      if (consumer === null) {
+        if (bound === null) return false
+        bound.stalled.push(key)
+        return true
       }
-      if (!bound) {
-        key.ready++
-        this.keyed.unshift(entry)
-        return
-      }
-      key.park(entry)
-      bound.stalled.push(key)
+      key.waiting.shift()
+      key.at = consumer
+      this.#hand(entry, consumer, wallNow)
     }
+    if (key.isIdle) this.keys.delete(key.name)
+    return true
   }
 
   #fits(entry: Entry, consumer: RemoteConsumer, wantTouch: (lane: Lane, peer: PeerId) => void): boolean {
@@ -262,7 +273,7 @@ export class Route {
     const carrier = consumer.carrier
     const lane = entry.lane
     const number = carrier.lanes.get(lane) ?? declareLane(carrier, lane)
-    let flags = (entry.redelivered ? DATA_FLAG.redelivered : 0) | (entry.lower ? DATA_FLAG.lower : 0)
+    let flags = entry.redelivered ? DATA_FLAG.redelivered : 0
     if (entry.key !== null && entry.key.out === 0) flags |= DATA_FLAG.keyHead
     const age = Math.max(0, wallNow - entry.created)
     const attempts = this.rules.carryAttempts ? entry.attempts : 0

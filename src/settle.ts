@@ -3,7 +3,7 @@
  * The end of a delivery, as a pure machine: done, retry at a time, dead letter or expired becomes rows of the next batch,
  * together with all that the handler wrote; the acknowledgement leaves once that batch is durable.
  */
-import type { Held, InLane } from './hold.js'
+import { type Held, type InLane, remainingMs } from './hold.js'
 import type { Change } from './log/log.js'
 import * as rows from './log/rows.js'
 import type { Attempt, PeerId } from './message.js'
@@ -91,7 +91,7 @@ export class Settle {
       return 'dead'
     }
     const delay = delayMs ?? backoffMs(policy.backoff, attempts, random)
-    this.#retry(held, attempts, history, delay, wallNow)
+    this.#retry(held, attempts, history, delay, now, wallNow)
     return 'retry'
   }
 
@@ -100,12 +100,12 @@ export class Settle {
     return { attempt, at: wallNow - durationMs, peer: this.self, durationMs, reason: reason.slice(0, 1000) }
   }
 
-  #retry(held: Held, attempts: number, history: Attempt[], delayMs: number, wallNow: number): void {
+  #retry(held: Held, attempts: number, history: Attempt[], delayMs: number, now: number, wallNow: number): void {
     const { lane, sequence } = held
     held.state = 'settling'
     const nack: Nack = { held, kind: 'retry', attempts, delayMs, history }
-    const row: rows.AttemptRow = { attempts, history, retryAt: wallNow + delayMs, started: false }
-    lane.attempts.set(sequence, row)
+    const row: rows.AttemptRow = { attempts, history, retryAt: wallNow + delayMs, delayMs, started: false }
+    lane.attempts.set(sequence, { ...row, dueAt: now + delayMs })
     if (lane.isMemory || !this.rules.durableAttempts) {
       if (!this.rules.durableAttempts) lane.attempts.delete(sequence)
       this.#sendBack(nack)
@@ -159,9 +159,9 @@ export class Settle {
   }
 
   /** Its retry is not due yet here: the sender is told how long it is, and nothing is charged. */
-  early(held: Held, wallNow: number): void {
-    const row = held.lane.attempts.get(held.sequence)
-    const delayMs = Math.max(1, Math.ceil((row?.retryAt ?? 0) - wallNow))
+  early(held: Held, now: number, wallNow: number): void {
+    const known = held.lane.attempts.get(held.sequence)
+    const delayMs = known ? Math.max(1, Math.ceil(remainingMs(known, now, wallNow))) : 1
     this.#sendBack({ held, kind: 'retry', attempts: held.attempts, delayMs, history: held.history })
   }
 
@@ -215,7 +215,7 @@ export class Settle {
 
   #mark(held: Held, started: 'shared' | 'alone', batch: Change[]): void {
     const { lane, sequence } = held
-    const row: rows.AttemptRow = { attempts: held.attempts, history: held.history, retryAt: 0, started }
+    const row: rows.AttemptRow = { attempts: held.attempts, history: held.history, retryAt: 0, delayMs: 0, started }
     lane.attempts.set(sequence, row)
     this.touch(lane)
     held.marked = true

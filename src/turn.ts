@@ -78,6 +78,7 @@ export class Turn {
   #nextBeat = 0
   #lastJump = Number.NEGATIVE_INFINITY
   #lossSerial = 0
+  #isJumping = false
   #isBeat = false
 
   constructor(readonly options: TurnOptions) {
@@ -563,6 +564,8 @@ export class Turn {
   /** Another peer says that this store is not what it was. */
   #fenced(verdict: 'FENCED' | 'DUPLICATE_IDENTITY' | 'ROLLBACK', pair: Remembered | null, peer: PeerId): void {
     const now = this.options.clock.now()
+    // Several connections may say the same before the jump is done; what it jumps over is then behind.
+    if (verdict === 'ROLLBACK' && pair !== null && (this.#isJumping || pair.epoch < this.store.epoch)) return
     if (verdict !== 'ROLLBACK' || pair === null || now - this.#lastJump < JUMP_WINDOW_MS) {
       const code = verdict === 'FENCED' ? 'FENCED' : 'DUPLICATE_IDENTITY'
       this.report(code, peer, 'another process runs, or ran later, with this identity')
@@ -576,6 +579,7 @@ export class Turn {
 
   /** Rule P9: this store was rolled back. It jumps over what others have accepted, with a new space, and goes on. */
   #reincarnate(pair: Remembered): void {
+    this.#isJumping = true
     this.afterCommit(() => {
       this.#isOpen = false
       this.links.restart()
@@ -583,6 +587,7 @@ export class Turn {
       const watched = this.store.outbox.watched()
       this.open(
         (error) => {
+          this.#isJumping = false
           if (error) {
             this.fail(error)
             return

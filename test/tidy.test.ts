@@ -13,6 +13,9 @@ const WAITING: Readonly<Record<string, string>> = {
   FORBIDDEN: 'answered by the sidecar, in nodes/',
   NOT_FOUND: 'answered by the sidecar, in nodes/',
   METHOD_NOT_ALLOWED: 'answered by the sidecar, in nodes/',
+  DELIVERY_UNKNOWN: 'answered by the sidecar, in nodes/',
+  MESSAGE_UNKNOWN: 'answered by the sidecar, in nodes/',
+  DEAD_LETTER_UNKNOWN: 'answered by the sidecar, in nodes/',
   CONFIG_INVALID: 'thrown by nodes/config.ts',
 }
 
@@ -131,7 +134,8 @@ const SAMPLES: Readonly<Record<string, readonly Sample[]>> = {
       says: 'AbortSignal.timeout belongs',
       good: {
         'src/clock.ts': 'Date.now(); setTimeout(f, 1)',
-        'src/a.ts': 'socket.setTimeout(5); const at: Date = x; x instanceof Date; clock.random()',
+        'src/a.ts':
+          'socket.setTimeout(5); const at: Date = x; x instanceof Date; new Date(at); clock.random(); clock.randomBytes(4)',
         'test/a.ts': 'Date.now()',
       },
     },
@@ -170,6 +174,19 @@ const SAMPLES: Readonly<Record<string, readonly Sample[]>> = {
       good: { 'src/a.ts': `/**\n${lines(50, ' * why')} */\nfunction f() {\n${lines(68, 'g()')}}` },
     },
   ],
+  'sizes: a group of tests is measured test by test': [
+    {
+      rule: rules.sizes,
+      bad: { 'src/a.ts': `function all(t) {\n${lines(3, `t.test('x', () => {\n${lines(30, 'g()')}})`)}}` },
+      says: 'a function of 98 lines',
+      good: { 'test/a.ts': `function all(t) {\n${lines(3, `t.test('x', () => {\n${lines(30, 'g()')}})`)}}` },
+    },
+    {
+      rule: rules.sizes,
+      bad: { 'test/a.ts': `function all(t) {\nt.test('x', () => {\n${lines(70, 'g()')}})}` },
+      says: 'test/a.ts:2: a function of 72 lines',
+    },
+  ],
   'stages: the first line is the path': [
     {
       rule: rules.stageLines,
@@ -197,7 +214,7 @@ const SAMPLES: Readonly<Record<string, readonly Sample[]>> = {
       rule: rules.erasable,
       bad: { 'src/a.ts': 'class A { private b = 1 }' },
       says: '#name',
-      good: { 'src/a.ts': 'class A { readonly #b = 1 }' },
+      good: { 'src/a.ts': 'class A { readonly #b = 1; private constructor() {} }' },
     },
   ],
   'versions are exact and no registry is named': [

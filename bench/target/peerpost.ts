@@ -2,20 +2,8 @@
  * peerpost itself, through its public API: a queue with one consumer, in each durability class and over each transport.
  */
 import { join } from 'node:path'
+import type { Durability, Peer, PeerOptions } from 'peerpost'
 import type { DurabilityClass, Receiver, Sender, Start, Target } from '../target.js'
-
-// TODO: once src/index.ts has landed, take these types and the imports below from 'peerpost' itself.
-type Durability = 'memory' | 'process' | 'disk'
-type PeerOptions = Readonly<Record<string, unknown>>
-interface Peer {
-  readonly endpoints: readonly string[]
-  send(queue: string, body: unknown): Promise<{ durability: Durability; at: string }>
-  consume(queue: string, handler: (message: { body: Buffer }) => unknown, options: { concurrency: number }): unknown
-  status(): { peers: ReadonlyArray<{ state: string }> }
-  on(event: 'link', listener: () => void): () => void
-  close(): Promise<void>
-}
-const PACKAGE: string = 'peerpost'
 
 const QUEUE = 'bench'
 const LINK_MS = 10_000
@@ -27,7 +15,7 @@ const CLASSES: Readonly<Record<Durability, DurabilityClass>> = { memory: 'D1', p
 
 /** One combination, named like `peerpost-tcp-disk`. */
 export function peerpost(channel: Channel, durability: Durability): Target {
-  const open = (start: Start, more: PeerOptions): Promise<Peer> => openOver(channel, durability, start, more)
+  const open = (start: Start, more: PeerOptions): Promise<Peer> => openOver(durability, start, more)
   return {
     facts: {
       name: `peerpost-${channel}-${durability}`,
@@ -42,12 +30,10 @@ export function peerpost(channel: Channel, durability: Durability): Target {
 }
 
 /** The package is loaded when a target of ours is started, so that a floor's process stays free of it. */
-async function openOver(channel: Channel, durability: Durability, start: Start, more: PeerOptions): Promise<Peer> {
-  const { openPeer } = (await import(PACKAGE)) as { openPeer(options: PeerOptions): Promise<Peer> }
+async function openOver(durability: Durability, start: Start, more: PeerOptions): Promise<Peer> {
+  const { openPeer } = await import('peerpost')
   const store = durability === 'memory' ? {} : { dataDir: join(start.dir, 'peer'), durability }
-  const transports =
-    channel === 'zeromq' ? [((await import(`${PACKAGE}/transport/zeromq`)) as { zeromq(): unknown }).zeromq()] : []
-  return openPeer({ ...store, ...more, transports })
+  return openPeer({ ...store, ...more })
 }
 
 function endpoint(channel: Channel, { dir }: Start): string {
@@ -56,7 +42,7 @@ function endpoint(channel: Channel, { dir }: Start): string {
 }
 
 function receiver(peer: Peer, deliver: (body: Buffer) => void): Receiver {
-  peer.consume(QUEUE, (message) => deliver(message.body), { concurrency: CONCURRENCY })
+  peer.consume<Buffer>(QUEUE, (message) => deliver(message.body), { concurrency: CONCURRENCY })
   return { address: peer.endpoints[0]!, stop: () => peer.close() }
 }
 

@@ -167,8 +167,9 @@ export interface AttemptRow {
   /** Deliveries that count. */
   readonly attempts: number
   readonly history: readonly Attempt[]
-  /** Milliseconds since 1970 before which it is not run again. */
+  /** Milliseconds since 1970 before which it is not run again; `delayMs` bounds what a clock that jumped makes of it. */
   readonly retryAt: number
+  readonly delayMs: number
   /** A delivery was started and its end is not in the log; `alone` when nothing else ran beside it. */
   readonly started: false | 'shared' | 'alone'
 }

@@ -349,11 +349,11 @@ export const encodeMeta = (meta: Meta | undefined): Buffer | undefined => (meta 
 export function writeData(
   into: Buffer,
   at: number,
-  fields: { sequence: number; number: number; created: number; key: string; keyBytes: number; meta: Buffer | undefined },
+  fields: { sequence: number; number: number; created: number; key: string; keyBytes: number; meta: Buffer | undefined; lower: boolean },
   body: Encoded,
 ): number {
   into[at] = FRAME.data
-  into[at + 1] = (fields.meta ? DATA_FLAG.meta : 0) | (body.isValue ? DATA_FLAG.value : 0)
+  into[at + 1] = (fields.meta ? DATA_FLAG.meta : 0) | (body.isValue ? DATA_FLAG.value : 0) | (fields.lower ? DATA_FLAG.lower : 0)
   into.writeUInt16BE(0, at + 2)
   into.writeUInt32BE(0, at + 4)
   into.writeUIntBE(fields.sequence, at + 8, 6)

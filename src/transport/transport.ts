@@ -12,7 +12,7 @@ export const PRE_AUTH_MS = 5000
 
 /** Called by the transport. No call comes inside `send`, `close` or `dial`; none comes after `closed`. */
 export interface ConnectionEvents {
-  /** A packet in order of sending. The bytes are the receiver's only during the call, unless `ownsPackets` is true. */
+  /** A packet in order of sending. The bytes are the receiver's from the call on: it may keep views of them. */
   packet(packet: Buffer): void
   /** What `send` refused to promise has drained: sending may go on. */
   drained(): void
@@ -24,7 +24,7 @@ export interface ConnectionEvents {
  * One live channel.
  * - `send` takes the packet and never blocks or throws; on a closed connection it does nothing. The transport owns the
  *   bytes from the call on. False means that more than a high-water mark is waiting: stop until `drained`. What was
- *   passed is sent all the same.
+ *   passed is sent all the same. On a closed connection it answers false, and never drains.
  * - `binding` is what ties this channel to its two ends, the same bytes on both, and different on every channel that
  *   an attacker could set up: the TLS exporter, both CURVE keys, both libp2p ids. Empty where there is no such thing.
  * - `authenticated` lifts the limits that hold before: PRE_AUTH_BYTES and PRE_AUTH_MS, after which the connection ends.

@@ -5,7 +5,7 @@ import { goalRows, type Round, spreadOf, type TargetRound, verdictOf } from '../
 import { encode, type Latency, merge, newHistogram, record, summary } from '../../bench/histogram.js'
 import { openLoop, saturate } from '../../bench/load.js'
 import { disturbances, fileSystemOf } from '../../bench/machine.js'
-import { table } from '../../bench/report.js'
+import { faults, type Report, table } from '../../bench/report.js'
 import { stamped, Tally } from '../../bench/tally.js'
 import { Confirmations, type Sender } from '../../bench/target.js'
 import { targetNamed } from '../../bench/targets.js'
@@ -161,6 +161,32 @@ t.test('goals are ratios within a round', async (t) => {
     'M1 25.00 MISS',
   ])
   t.ok(goalRows([], []).every((row) => row.verdict === 'NOT MEASURED'))
+})
+
+t.test('losses, and a class without its flushes, are faults', async (t) => {
+  const report = (flushesEach: number, lost: number): Report => ({
+    format: 'peerpost-bench-floor-1',
+    at: '',
+    machine: { cpu: '', cores: 1, memoryGiB: 1, kernel: '', node: '', fileSystem: '', versions: {} },
+    settings: {},
+    facts: [{ name: 'x', what: '', durability: 'D3', delivers: true, settings: {} }],
+    rounds: [
+      {
+        flush: { flush: latency(1), both: latency(1) },
+        targets: { x: { ...target(1, 1, 1), losses: { lost, duplicated: 0, reordered: 9, failed: 0 } } },
+      },
+    ],
+    starts: [],
+    audits: { x: { confirmed: 100, sender: 0, receiver: 0, flushesEach } },
+    goals: [],
+    merged: { x: { oneWay: null, confirm: latency(1), publishDelay: latency(1) } },
+    histograms: {},
+    counters: {},
+    skipped: {},
+    disturbed: [],
+  })
+  t.same(faults(report(1, 0)), [], 'reordering alone is none: messages without a key have no order')
+  t.match(faults(report(0.5, 3)), [/x: 3 lost/, /x says D3, but flushed only 0.50/])
 })
 
 t.test('flushes are counted inside the measured time only', async (t) => {

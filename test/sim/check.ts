@@ -180,6 +180,12 @@ class Check {
       for (let i = leastTo.length - 2; i >= 0; i--) leastTo[i] = Math.min(leastTo[i]!, leastTo[i + 1]!)
   }
 
+  /** How often a store was lost before: a sender whose store is gone knows nothing of what it sent from it. */
+  era(store: string, t: number): number {
+    const times = this.losses.get(store)?.times ?? []
+    return times.filter((lost) => lost < t).length
+  }
+
   #undone(row: { store: string; commit: number; t: number }): boolean {
     const losses = this.losses.get(row.store)
     if (losses === undefined) return false
@@ -418,20 +424,20 @@ function checkOrder(run: Check): void {
     const seen = { fate, t, commit: first.commit, how }
     // A repeated send may have taken the place of its repetition.
     if (fate.invokes.length === 1 && invoke!.key !== undefined)
-      add(`${invoke!.p} ${invoke!.queue} ${invoke!.key}`, { ...seen, place: invoke!.n, minor: 0, parent: '' })
+      add(`${invoke!.p} ${run.era(invoke!.p, invoke!.t)} ${invoke!.queue} ${invoke!.key}`, { ...seen, place: invoke!.n, minor: 0, parent: '' })
     const [parent] = fate.parents
     if (fate.invokes.length > 0 || fate.parents.length !== 1 || parent === undefined) continue
     const minor = parent.emits!.findIndex(({ value }) => value === fate.value)
     const { queue, key } = parent.emits![minor]!
     if (key === undefined) continue
-    add(`tx ${parent.store} ${queue} ${key}`, { ...seen, place: parent.commit, minor, parent: parent.run })
+    add(`tx ${parent.store} ${run.era(parent.store, parent.t)} ${queue} ${key}`, { ...seen, place: parent.commit, minor, parent: parent.run })
   }
   for (const group of groups.values()) checkGroup(run, group)
 }
 
 function firstSettled(fate: Fate, strict: boolean): Effect | Parked | null {
   let first: Effect | Parked | null = null
-  const settled = strict ? fate.parked.filter(({ f }) => f !== 'pending') : []
+  const settled = strict ? [...fate.parked, ...fate.undoneParked].filter(({ f }) => f !== 'pending') : []
   for (const event of [...fate.effects, ...fate.undoneEffects, ...settled])
     if (first === null || event.t < first.t || (event.t === first.t && event.commit < first.commit)) first = event
   return first
@@ -484,6 +490,8 @@ function checkFencing(run: Check): void {
     // What a node accepted, it may forget only together with its store.
     if (event.f === 'wipe' || event.f === 'restore')
       for (const key of accepted.keys()) if (key.startsWith(`${event.store} `)) accepted.delete(key)
+    // A new store begins a count of its own; who sees it knows by its id, and reports a reset.
+    if (event.f === 'wipe') for (const key of accepted.keys()) if (key.endsWith(` ${event.store}`)) accepted.delete(key)
     if (event.f !== 'start' || event.via === undefined) continue
     const { peer, epoch } = event.via
     if (epoch < (accepted.get(`${event.p} ${peer}`) ?? 0))

@@ -1,5 +1,6 @@
 /** The protocols that the simulator knows, and what a profile may ask of each. The first one is the default. */
-import type { ProfileLimits } from './profile.js'
+import { EVERYTHING, type ProfileLimits } from './profile.js'
+import { core } from './node.js'
 import { toy } from './toy.js'
 import type { NodeKind } from './world.js'
 
@@ -11,5 +12,6 @@ export const TOY_LIMITS: ProfileLimits = {
 }
 
 export const KINDS: Readonly<Record<string, { readonly node: NodeKind; readonly limits: ProfileLimits }>> = {
+  core: { node: core(), limits: EVERYTHING },
   toy: { node: toy(), limits: TOY_LIMITS },
 }

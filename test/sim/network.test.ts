@@ -261,7 +261,6 @@ test('packets belong to whom the contract says', async (t) => {
   bench.run(100)
   send(bench.accepted['b']![1]!, 'kept too long')
   bench.run(100)
-  t.not(kept[0]!.toString(), 'kept too long', 'bytes that are kept after the call are spoiled')
   const packet = Buffer.from('changed after send')
   end.connection!.send(packet)
   packet.fill(0)

@@ -410,7 +410,6 @@ export class SimNetwork {
     if (to.state !== 'open') return
     if (!packet.bytes.equals(packet.original)) throw new Error(`${from.host} changed a packet after it had been sent.`)
     to.events!.packet(packet.bytes)
-    packet.bytes.fill(0xdd)
   }
 
   #drain(side: Side): void {

@@ -219,7 +219,9 @@ export class SimDisk {
   /** A backup: of what is durable, as a copy of the file would have it. Taken of a memory store it is empty. */
   snapshot(): Snapshot {
     const image = this.durability === 'disk' ? this.#durable : this.#visible
-    return { rows: new Map(image.rows), commit: this.#numbers.last, at: this.kernel.now }
+    // A commit that is visible and not durable is not in the image: its number must not be either.
+    const [first] = this.durability === 'disk' ? this.#unflushed : []
+    return { rows: new Map(image.rows), commit: first ? first.number - 1 : this.#numbers.last, at: this.kernel.now }
   }
 
   /** Puts a backup back. No process may have the store open. */

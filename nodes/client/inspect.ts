@@ -1,0 +1,202 @@
+/**
+ * The commands that look: status, routes, peers, explain; and the dead letters.
+ */
+import type { Explanation, PeerStatus, RouteStatus, Status } from '../../src/message.js'
+import { api, apiJson, CommandError, EXIT, type Target } from './connection.js'
+import { ageText, bytesText, print, safe, table, tell } from './output.js'
+
+export interface LookFlags extends Target {
+  readonly json?: boolean
+}
+
+/** How long a look may take. */
+const LOOK_MS = 30_000
+
+const look = <Value>(flags: Target, path: string): Promise<Value> =>
+  apiJson<Value>(flags, { method: 'GET', path, patienceMs: LOOK_MS })
+
+/** `peerpost status`. */
+export async function status(flags: LookFlags): Promise<void> {
+  const value = await look<Status & { version: string; uptimeMs: number; deliveriesOut: number }>(flags, '/v1/status')
+  if (flags.json) return print(JSON.stringify(value))
+  const pending = value.routes.reduce((sum, route) => sum + route.pending, 0)
+  const up = value.peers.filter((peer) => peer.state === 'up').length
+  const lines = [
+    ['peer', `${value.id}${value.name ? ` (${value.name})` : ''}`],
+    ['state', `${value.state}, version ${value.version}, up ${ageText(value.uptimeMs)}, epoch ${value.epoch}`],
+    ['listens', value.listen.join(', ') || 'nowhere'],
+    ['store', `${value.durability}, ${bytesText(value.storeBytes)} of ${bytesText(value.quotaBytes)}`],
+    ['peers', `${up} of ${value.peers.length} up`],
+    [
+      'pending',
+      `${pending} in ${value.routes.length} route(s), ${value.deliveriesOut} delivered over HTTP and not settled`,
+    ],
+    ['dead', `${value.deadLetters} dead letter(s)`],
+  ]
+  for (const [name, text] of lines) await print(`${name!.padEnd(8)} ${safe(text!)}`)
+  for (const loss of value.stateLosses) await print(safe(`LOSS     ${loss.verdict} at ${loss.peer}: ${loss.range}`))
+}
+
+/** `peerpost routes`. */
+export async function routes(flags: LookFlags): Promise<void> {
+  const value = await look<{ routes: RouteStatus[] }>(flags, '/v1/routes')
+  if (flags.json) return print(JSON.stringify(value.routes))
+  const rows = value.routes.map((route) => [
+    `${route.kind} ${route.name}`,
+    route.group,
+    String(route.pending),
+    String(route.inFlight),
+    bytesText(route.bytes),
+    route.pending === 0 ? '-' : ageText(route.oldestMs),
+    String(route.done),
+    String(route.dead),
+    String(route.expired),
+    String(route.consumers.length),
+    route.waitingFor ?? '',
+  ])
+  await table(
+    ['ROUTE', 'GROUP', 'PENDING', 'IN FLIGHT', 'BYTES', 'OLDEST', 'DONE', 'DEAD', 'EXPIRED', 'CONSUMERS', 'WAITS FOR'],
+    rows,
+  )
+}
+
+/** `peerpost peers`. */
+export async function peers(flags: LookFlags): Promise<void> {
+  const value = await look<{ peers: PeerStatus[] }>(flags, '/v1/peers')
+  if (flags.json) return print(JSON.stringify(value.peers))
+  const rows = value.peers.map((peer) => [
+    peer.id || '?',
+    peer.name,
+    peer.state,
+    peer.endpoint ?? '-',
+    peer.roundTripMs === undefined ? '-' : `${peer.roundTripMs.toFixed(2)} ms`,
+    peer.reason ?? '',
+  ])
+  await table(['PEER', 'NAME', 'STATE', 'ENDPOINT', 'ROUND TRIP', 'REASON'], rows)
+}
+
+/** `peerpost peers declare-lost ID`. */
+export async function declareLost(id: string, flags: LookFlags & { yes?: boolean }): Promise<void> {
+  if (!flags.yes)
+    throw new CommandError(
+      'USAGE',
+      'What this peer had in doubt may then be done twice, should it come back. Add --yes to go on.',
+      EXIT.usage,
+    )
+  const { freed } = await apiJson<{ freed: number }>(flags, {
+    method: 'POST',
+    path: `/v1/peers/${encodeURIComponent(id)}/declare-lost`,
+    body: '',
+  })
+  await print(flags.json ? JSON.stringify({ freed }) : `${freed} message(s) are free for other consumers`)
+}
+
+/** `peerpost explain ID`. */
+export async function explain(id: string, flags: LookFlags): Promise<void> {
+  const value = await look<Explanation>(flags, `/v1/messages/${encodeURIComponent(id)}`)
+  if (flags.json) return print(JSON.stringify(value))
+  await print(`outcome: ${value.outcome}`)
+  for (const sentence of value.story) await print(safe(`  ${sentence}`))
+}
+
+/** A dead letter as the sidecar writes it. */
+interface Letter {
+  readonly id: string
+  readonly kind: string
+  readonly name: string
+  readonly reason: string
+  readonly deadAt: number
+  readonly attempts: ReadonlyArray<{ attempt: number; at: number; peer: string; durationMs: number; reason: string }>
+  readonly body?: unknown
+  readonly bodyBase64?: string
+}
+
+export interface LetterFlags extends LookFlags {
+  readonly queue?: string
+  readonly topic?: string
+  readonly limit?: string
+  readonly rate?: string
+  readonly dryRun?: boolean
+  readonly all?: boolean
+  readonly yes?: boolean
+}
+
+function filterQuery(flags: LetterFlags, limit: string): string {
+  const query = new URLSearchParams({ limit })
+  if (flags.queue !== undefined) query.set('queue', flags.queue)
+  if (flags.topic !== undefined) query.set('topic', flags.topic)
+  return query.toString()
+}
+
+/** `peerpost dead-letters list`. */
+export async function listLetters(flags: LetterFlags): Promise<void> {
+  const path = `/v1/dead-letters?${filterQuery(flags, flags.limit ?? '100')}`
+  const { deadLetters, truncated } = await look<{ deadLetters: Letter[]; truncated: boolean }>(flags, path)
+  if (flags.json) return print(JSON.stringify(deadLetters))
+  const rows = deadLetters.map((letter) => [
+    letter.id,
+    `${letter.kind} ${letter.name}`,
+    String(letter.attempts.length),
+    new Date(letter.deadAt).toISOString(),
+    letter.reason,
+  ])
+  await table(['ID', 'FROM', 'ATTEMPTS', 'DEAD SINCE', 'REASON'], rows)
+  if (truncated) tell('There are more: raise --limit, or name a --queue.')
+}
+
+/** `peerpost dead-letters show ID`. */
+export async function showLetter(id: string, flags: LookFlags): Promise<void> {
+  const letter = await look<Letter>(flags, `/v1/dead-letters/${encodeURIComponent(id)}`)
+  if (flags.json) return print(JSON.stringify(letter))
+  await print(safe(`${letter.id}  ${letter.kind} ${letter.name}`))
+  await print(safe(`reason: ${letter.reason}`))
+  for (const { attempt, at, peer, durationMs, reason } of letter.attempts)
+    await print(safe(`  attempt ${attempt}  ${new Date(at).toISOString()}  ${ageText(durationMs)}  ${peer}  ${reason}`))
+  await print(safe(`body: ${letter.bodyBase64 ?? JSON.stringify(letter.body)}`))
+}
+
+/** `peerpost dead-letters redrive [ID…]`. */
+export async function redriveLetters(ids: readonly string[], flags: LetterFlags): Promise<void> {
+  if (ids.length === 0 && flags.queue === undefined && flags.topic === undefined && !flags.all)
+    throw new CommandError('USAGE', 'Say which: ids, --queue NAME, --topic NAME or --all.', EXIT.usage)
+  const { queue, topic, dryRun } = flags
+  const rate = flags.rate === undefined ? {} : { ratePerSecond: Number(flags.rate) }
+  const body = JSON.stringify({ queue, topic, dryRun, ...(ids.length > 0 ? { ids } : {}), ...rate })
+  const headers = { 'content-type': 'application/json' }
+  const { moved } = await apiJson<{ moved: number }>(flags, {
+    method: 'POST',
+    path: '/v1/dead-letters/redrive',
+    headers,
+    body,
+  })
+  await print(
+    flags.json ? JSON.stringify({ moved }) : `${moved} dead letter(s) ${dryRun ? 'would be put' : 'put'} back`,
+  )
+}
+
+/** `peerpost dead-letters discard ID… | --queue NAME --yes`. */
+export async function discardLetters(ids: readonly string[], flags: LetterFlags): Promise<void> {
+  if (ids.length === 0 && !((flags.queue ?? flags.topic) !== undefined && flags.yes))
+    throw new CommandError(
+      'USAGE',
+      'Name the ids, or a --queue or --topic together with --yes to discard all of it.',
+      EXIT.usage,
+    )
+  let discarded = 0
+  for await (const id of ids.length > 0 ? ids : allIds(flags)) {
+    await api(flags, { method: 'DELETE', path: `/v1/dead-letters/${encodeURIComponent(id)}`, patienceMs: LOOK_MS })
+    discarded += 1
+  }
+  await print(flags.json ? JSON.stringify({ discarded }) : `${discarded} dead letter(s) discarded`)
+}
+
+async function* allIds(flags: LetterFlags): AsyncGenerator<string> {
+  for (;;) {
+    const { deadLetters } = await look<{ deadLetters: Letter[] }>(
+      flags,
+      `/v1/dead-letters?${filterQuery(flags, '1000')}`,
+    )
+    if (deadLetters.length === 0) return
+    for (const letter of deadLetters) yield letter.id
+  }
+}

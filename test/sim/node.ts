@@ -1,0 +1,277 @@
+/**
+ * The real core in the simulated world: the same `Turn` and machines that run in production, on the world's clock,
+ * network and disk. Only the keys are make-believe: a signature is the signer's name.
+ */
+import type { Held } from '../../src/hold.js'
+import type { Proofs } from '../../src/link.js'
+import type { Log } from '../../src/log/log.js'
+import * as rows from '../../src/log/rows.js'
+import type { PeerEvents, PeerId } from '../../src/message.js'
+import { LIMITS, type Limits } from '../../src/options.js'
+import { ALL_RULES, type Rules } from '../../src/rules.js'
+import { Sender } from '../../src/send.js'
+import type { TxBuffer } from '../../src/transaction.js'
+import { data } from '../../src/transport/frame.js'
+import { Turn } from '../../src/turn.js'
+import { PeerpostError } from '../../src/errors.js'
+import type { Sent } from '../../src/lane.js'
+import type { SimDisk } from './store.js'
+import type { Fact, NodeKind, RouteCount, Seat, SendAnswer, SimDelivery, SimMessage, SimNode, SimTx } from './world.js'
+
+const peerOf = (name: string): PeerId => `peer-${name}` as PeerId
+const nameOf = (peer: string): string => peer.replace(/^peer-/, '')
+/** Where the simulated store keeps what the real one keeps in a file of its own. */
+const STORE_ID_KEY = Buffer.from([0xff, 1])
+
+function proofsOf(name: string): Proofs {
+  const signature = (peer: string): Buffer => Buffer.from(`signed by ${peer}`)
+  return {
+    peerId: peerOf(name),
+    sign: () => signature(peerOf(name)),
+    verify: (peer, _bytes, given) => given.equals(signature(peer)),
+    meshMac: () => Buffer.alloc(0),
+    equal: (a, b) => a.equals(b),
+    mayJoin: () => true,
+  }
+}
+
+function limitsOf(seat: Seat): Limits {
+  return { ...LIMITS, failoverMs: seat.options.failoverMs, inDoubt: seat.options.inDoubt, commitTimeoutMs: LIMITS.commitTimeoutMs }
+}
+
+class CoreNode implements SimNode {
+  readonly #seat: Seat
+  readonly #rules: Rules
+  #turn: Turn | null = null
+  #sender: Sender | null = null
+  #waiting: Array<() => void> = []
+
+  constructor(seat: Seat, rules: Rules) {
+    this.#seat = seat
+    this.#rules = rules
+    const known = seat.log.get(STORE_ID_KEY)
+    if (known) {
+      this.#open(known.toString('hex'))
+      return
+    }
+    const storeId = seat.clock.randomBytes(16)
+    seat.log.commit([{ key: STORE_ID_KEY, value: storeId }], (result) => {
+      if (result.kind === 'ok') this.#open(storeId.toString('hex'))
+      else seat.failed(`the store could not be made: ${result.reason}`)
+    })
+  }
+
+  #open(storeId: string): void {
+    const seat = this.#seat
+    const turn = new Turn({
+      name: seat.name,
+      storeId,
+      durability: seat.node.class,
+      log: seat.log as Log,
+      clock: seat.clock,
+      network: { dial: (endpoint, accept, fail) => seat.transport.dialSync(endpoint, accept, fail) },
+      proofs: proofsOf(seat.name),
+      limits: limitsOf(seat),
+      rules: this.#rules,
+      emit: (event, ...args) => this.#heard(event, args),
+    })
+    turn.open((error) => {
+      if (error) {
+        seat.failed(error.message)
+        return
+      }
+      this.#turn = turn
+      this.#sender = new Sender(turn)
+      this.#consume(turn)
+      seat.transport.listenSync(seat.endpoint, turn.links.accept)
+      for (const endpoint of seat.dials) turn.links.addTarget(endpoint)
+      for (const work of this.#waiting.splice(0)) work()
+    })
+  }
+
+  #heard<Name extends keyof PeerEvents>(event: Name, args: PeerEvents[Name]): void {
+    if (event === 'failed') this.#seat.failed((args[0] as Error).message)
+    if (event === 'stateLoss') {
+      const loss = args[0] as PeerEvents['stateLoss'][0]
+      this.#seat.report(loss.verdict, nameOf(loss.peer))
+    }
+    if (event === 'link') {
+      const status = args[0] as PeerEvents['link'][0]
+      if (status.state === 'up') this.#seat.accepted(nameOf(status.id), this.#turn!.store.peers.get(status.id)?.epoch ?? 0)
+    }
+  }
+
+  #consume(turn: Turn): void {
+    const { node, options } = this.#seat
+    for (const queue of node.consumes) {
+      const policy = { concurrency: node.concurrency, leaseMs: options.leaseMs, maxAttempts: options.maxAttempts, backoff: { firstMs: 100, maxMs: 2000 } }
+      const consumer = turn.store.inbox.addConsumer('queue', queue, '', '', false, 'key', policy)
+      turn.addTaker({ consumer, room: node.concurrency, isPull: false, leaseMs: options.leaseMs, start: (held) => this.#run(turn, held) })
+      turn.addConsumer(consumer)
+    }
+  }
+
+  #run(turn: Turn, held: Held, conflicts = 0): void {
+    const tx = turn.state.begin()
+    const link = turn.links.up.get(held.lane.peer)
+    const delivery: SimDelivery = {
+      value: String(held.body),
+      key: data.key(held.frame, held.start) || undefined,
+      attempt: held.attempts + 1,
+      redelivered: held.redelivered || held.attempts > 0,
+      identity: `${held.lane.space}/${held.lane.route}/${held.sequence}`,
+      ...(link ? { via: { peer: nameOf(held.lane.peer), epoch: link.hello!.epoch } } : {}),
+    }
+    const face: SimTx = {
+      put: (key, value) => {
+        turn.state.get(tx, key)
+        tx.writes.set(key, rows.put(Buffer.alloc(0), value).value!)
+      },
+      send: ({ value, queue, key, id }) => tx.sends.push({ kind: 'send', name: queue, body: value, options: optionsOf(key, id) }),
+    }
+    this.#seat.handle(delivery, face, (settlement) => {
+      if (settlement.kind === 'done') this.#done(turn, held, tx, conflicts)
+      else {
+        turn.state.end(tx)
+        if (settlement.kind === 'throw') turn.settleFailed(held, settlement.reason, undefined)
+        else turn.settleRejected(held, settlement.reason)
+      }
+    })
+  }
+
+  #done(turn: Turn, held: Held, tx: TxBuffer, conflicts: number): void {
+    if (turn.failure || !turn.handlers.holds(held)) {
+      turn.state.end(tx)
+      return
+    }
+    if (turn.state.conflicts(tx)) {
+      turn.state.end(tx)
+      this.#run(turn, held, conflicts + 1)
+      return
+    }
+    this.#sender!.appendAll(tx)
+    turn.settleDone(held, turn.state.apply(tx))
+  }
+
+  send(message: SimMessage, done: (answer: SendAnswer) => void): void {
+    if (this.#sender === null) {
+      this.#waiting.push(() => this.send(message, done))
+      return
+    }
+    const { value, queue, key, id } = message
+    let sent: Sent
+    try {
+      sent = this.#sender.send(queue, value, optionsOf(key, id))
+    } catch (thrown) {
+      if (!(thrown instanceof PeerpostError)) throw thrown
+      const { code } = thrown
+      this.#seat.clock.defer(() => done({ kind: 'error', code, unknown: code === 'UNKNOWN' }))
+      return
+    }
+    const answer = (of: Sent, error: Error | null): void => {
+      if (error) done({ kind: 'error', code: 'UNKNOWN', unknown: this.#rules.unknownIsUnknown })
+      else done({ kind: 'ok', class: of.reached, at: of.at })
+    }
+    const before = sent.onConfirmed
+    if (sent.unconfirmed === 0) this.#seat.clock.defer(() => answer(sent, null))
+    else
+      sent.onConfirmed = (of, error) => {
+        before?.(of, error)
+        answer(of, error)
+      }
+    sent.onSettled ??= []
+    sent.onSettled.push((outcome) => this.#seat.outcome(value, outcome))
+    this.#turn!.store.outbox.watch(sent)
+  }
+
+  quiet(): boolean {
+    const turn = this.#turn
+    if (turn === null || turn.failure) return false
+    if (!turn.isQuiet || turn.handlers.running > 0) return false
+    for (const route of turn.store.outbox.routes.values()) if (route.pending > 0) return false
+    return true
+  }
+
+  counts(): RouteCount[] {
+    const turn = this.#turn
+    if (turn === null) return []
+    return [...turn.store.outbox.routes.values()].map((route) => ({
+      route: `${route.kind}/${route.name}`,
+      accepted: route.counters.accepted,
+      pending: countPending(turn, route.number),
+      done: route.counters.done,
+      dead: route.counters.dead,
+      expired: route.counters.expired,
+    }))
+  }
+
+  close(done: () => void): void {
+    const turn = this.#turn
+    if (turn === null) {
+      done()
+      return
+    }
+    turn.handlers.drain()
+    const until = this.#seat.clock.now() + LIMITS.closeMs
+    const look = (): void => {
+      const isBusy = turn.failure === null && (turn.handlers.running > 0 || !turn.isQuiet)
+      if (isBusy && this.#seat.clock.now() < until) {
+        turn.schedule()
+        this.#seat.clock.timer(5, look)
+        return
+      }
+      turn.close()
+      this.#seat.transport.closeSync(() => this.#seat.log.closeSync(done))
+    }
+    look()
+  }
+}
+
+/** Counted from what is there, not from the counters: that is what conservation compares. */
+function countPending(turn: Turn, number: number): number {
+  const route = turn.store.outbox.routes.get(number)!
+  let pending = 0
+  for (const lane of route.lanes) {
+    for (const _entry of lane.entries()) pending++
+    if (lane.loadedTo >= lane.next) continue
+    turn.options.log.scan(rows.recordKey(number, lane.epoch, lane.loadedTo), rows.recordKey(number, lane.epoch + 1, 0), (key) => {
+      if (!lane.finishedOnDisk.has(rows.recordOfKey(key).sequence)) pending++
+      return true
+    })
+  }
+  return pending
+}
+
+/** Stores of several classes meet here, so every message allows a lower one (rule P12 has a test of its own). */
+const optionsOf = (key: string | undefined, id: string | undefined): { key?: string; id?: string; allowLower: true } => ({
+  allowLower: true,
+  ...(key === undefined ? {} : { key }),
+  ...(id === undefined ? {} : { id }),
+})
+
+function* scan(disk: SimDisk): Iterable<Fact> {
+  const lineage = new Map<number, string>()
+  const all = [...disk.scan()]
+  const inTable = (table: Parameters<typeof rows.tableRange>[0]): typeof all => {
+    const [from, to] = rows.tableRange(table)
+    return all.filter(({ key }) => Buffer.compare(key, from) >= 0 && Buffer.compare(key, to) < 0)
+  }
+  for (const { key, value } of all)
+    if (key.equals(rows.LINEAGE_KEY)) for (const entry of rows.read<rows.LineageEntry[]>(value)) lineage.set(entry.epoch, entry.space)
+  for (const { key, value, commit, at } of inTable('state')) yield { kind: 'state', key: rows.stateOfKey(key), value: rows.read<string>(value), commit, at }
+  for (const { value, commit, at } of inTable('deadLetter')) {
+    const letter = rows.read<rows.DeadLetterRow>(value)
+    const identity = `${letter.space}/${letter.route}/${letter.sequence}`
+    yield { kind: 'dead', value: String(data.body(letter.frame, 0, letter.frame.length)), identity, commit, at }
+  }
+  for (const { key, value, commit, at } of inTable('record')) {
+    const { route, epoch, sequence } = rows.recordOfKey(key)
+    yield { kind: 'pending', value: String(data.body(value, 0, value.length)), identity: `${lineage.get(epoch)}/${route}/${sequence}`, commit, at }
+  }
+}
+
+/** The core with its rules; a rule that is switched off must be caught. */
+export const core = (rules: Partial<Rules> = {}): NodeKind => ({
+  start: (seat) => new CoreNode(seat, { ...ALL_RULES, ...rules }),
+  scan,
+})
