@@ -419,7 +419,7 @@ export class Turn {
   #commit(now: number): void {
     if (this.#committing || this.#isFull) return
     const { outbox, inbox, settle } = this.store
-    const isUrgent = outbox.wantsCommit || inbox.wantsCommit || settle.wantsCommit || this.#changes.length > 0 || this.#waiters.length > 0
+    const isUrgent = outbox.wantsCommit(now) || inbox.wantsCommit || settle.wantsCommit || this.#changes.length > 0 || this.#waiters.length > 0
     if (!isUrgent) {
       if (!outbox.hasLazy && this.#dirtyPeers.size === 0) return
       if (this.#lazyAt === Number.POSITIVE_INFINITY) this.#lazyAt = now + LAZY_MS
@@ -428,7 +428,7 @@ export class Turn {
     this.#lazyAt = Number.POSITIVE_INFINITY
     const batch = this.#changes
     this.#changes = []
-    outbox.collect(batch)
+    outbox.collect(batch, now)
     settle.collect(batch)
     inbox.collect(batch)
     for (const peer of this.#dirtyPeers) batch.push(rows.put(rows.peerKey(peer), this.store.peers.get(peer)))
@@ -491,11 +491,16 @@ export class Turn {
   /** Sets the timer for what comes next. */
   #wake(): void {
     const { clock } = this.options
-    const at = Math.min(this.store.outbox.nextDue, this.handlers.nextDue, this.#nextBeat, this.#lazyAt)
-    if (at === this.#timerAt) return
+    const now = clock.now()
+    const { outbox } = this.store
+    // While a batch is with the log its end starts the next one.
+    const write = this.#committing || this.#isFull ? Number.POSITIVE_INFINITY : outbox.writeDue(now)
+    const at = Math.min(outbox.nextDue, this.handlers.nextDue, this.#nextBeat, this.#lazyAt, write)
+    // A timer that comes too early does no harm, and sets the next one: most due times pass before they come.
+    if (at >= this.#timerAt) return
     this.#timer?.()
     this.#timerAt = at
-    this.#timer = clock.timer(Math.max(0, at - clock.now()), () => {
+    this.#timer = clock.timer(Math.max(0, at - now), () => {
       this.#timerAt = Number.POSITIVE_INFINITY
       this.schedule()
     })
@@ -580,6 +585,7 @@ export class Turn {
   /** Rule P9: this store was rolled back. It jumps over what others have accepted, with a new space, and goes on. */
   #reincarnate(pair: Remembered): void {
     this.#isJumping = true
+    this.store.outbox.hurry()
     this.afterCommit(() => {
       this.#isOpen = false
       this.links.restart()
@@ -619,7 +625,7 @@ export class Turn {
   /** Is everything written and told that was begun? */
   get isQuiet(): boolean {
     const { outbox, inbox, settle } = this.store
-    return !this.#committing && !outbox.wantsCommit && !inbox.wantsCommit && !settle.wantsCommit && this.#changes.length === 0 && this.#waiters.length === 0
+    return !this.#committing && outbox.isWritten && !inbox.wantsCommit && !settle.wantsCommit && this.#changes.length === 0 && this.#waiters.length === 0
   }
 
   get isFull(): boolean {
