@@ -3,28 +3,31 @@
  * settling.
  */
 import { PeerpostError, reasonOf } from './errors.js'
+import { checkInteger, checkOptions, LIMITS } from './options.js'
 import type { Held, Taker } from './hold.js'
-import * as rows from './log/rows.js'
 import type { Delivery, Handler, Headers, Message, PeerId, SendOptions, Transaction } from './message.js'
 import type { Change } from './log/log.js'
-import type { TxBuffer } from './transaction.js'
+import type { TxBuffer, TxSend } from './transaction.js'
 import type { Turn } from './turn.js'
-import { data, type Meta } from './transport/frame.js'
+import { data, encodeValue, type Meta } from './transport/frame.js'
 
 /** What a delivery needs of the peer. */
 export interface DeliveryHost {
   readonly turn: Turn
-  /** Checks what a transaction wants to send; throws what `send` would. */
-  checkSend(kind: 'send' | 'publish', name: string, body: unknown, options: SendOptions | undefined): void
+  /** Checks and encodes what a transaction wants to send; throws what `send` would. */
+  draftSend(kind: 'send' | 'publish', name: string, body: unknown, options: SendOptions | undefined): TxSend
   /** Appends what a transaction sent, to leave with its commit (rule P4). */
   appendSends(tx: TxBuffer): void
-  /** Answers a request. */
+  /** Answers a request. Throws where the answer cannot be encoded. */
   reply(held: Held, value: unknown, error: string | null): void
 }
 
 const NO_HEADERS: Headers = Object.freeze({})
 /** After so many conflicts a handler runs while no other transaction commits (rule P17). */
 const CONFLICTS_MAX = 3
+const REASON_CHARACTERS = 1000
+const LEASE_MAX_MS = 86_400_000
+const DELAY_MAX_MS = 365 * 86_400_000
 
 /** Reads and writes of one transaction; made on first use. */
 export class TxFace implements Transaction {
@@ -48,7 +51,9 @@ export class TxFace implements Transaction {
   }
 
   put(key: string, value: unknown): void {
-    this.#use().writes.set(checkStateKey(key), rows.put(EMPTY, value).value!)
+    const bytes = encodeValue(value)
+    if (bytes.length > STATE_BYTES) throw new PeerpostError('BODY_TOO_LARGE', `The value of a state key may have ${STATE_BYTES} bytes; this one has ${bytes.length}. Spread it over several keys.`)
+    this.#use().writes.set(checkStateKey(key), bytes)
   }
 
   remove(key: string): void {
@@ -60,13 +65,11 @@ export class TxFace implements Transaction {
   }
 
   send(queue: string, body: unknown, options?: SendOptions): void {
-    this.host.checkSend('send', queue, body, options)
-    this.#use().sends.push({ kind: 'send', name: queue, body, options })
+    this.#use().sends.push(this.host.draftSend('send', queue, body, options))
   }
 
   publish(topic: string, body: unknown, options?: SendOptions): void {
-    this.host.checkSend('publish', topic, body, options)
-    this.#use().sends.push({ kind: 'publish', name: topic, body, options })
+    this.#use().sends.push(this.host.draftSend('publish', topic, body, options))
   }
 
   reply(body: unknown): void {
@@ -87,7 +90,8 @@ export class TxFace implements Transaction {
   }
 }
 
-const EMPTY = Buffer.alloc(0)
+/** A value lies in one row of the log. */
+const STATE_BYTES = LIMITS.frameBytes - 1024
 
 function checkStateKey(key: string): string {
   if (typeof key !== 'string' || key === '' || Buffer.byteLength(key) > 500)
@@ -156,6 +160,7 @@ export class HeldDelivery implements Delivery {
   }
 
   extend(ms: number): void {
+    checkInteger('extend', ms, 1, LEASE_MAX_MS)
     const { turn } = this.host
     if (!turn.handlers.extend(this.held, ms, turn.options.clock.now())) throw lost()
     turn.schedule()
@@ -169,11 +174,15 @@ export class HeldDelivery implements Delivery {
   }
 
   nack(options: { delayMs?: number; reason?: string } = {}): Promise<void> {
-    return this.#settle(() => this.host.turn.settleFailed(this.held, options.reason ?? 'NACK', options.delayMs))
+    return this.#settle(() => {
+      checkOptions('nack', options, ['delayMs', 'reason'])
+      if (options.delayMs !== undefined) checkInteger('delayMs', options.delayMs, 0, DELAY_MAX_MS)
+      return this.host.turn.settleFailed(this.held, String(options.reason ?? 'NACK'), options.delayMs)
+    })
   }
 
   reject(reason: string): Promise<void> {
-    return this.#settle(() => this.host.turn.settleRejected(this.held, reason || 'REJECTED'))
+    return this.#settle(() => this.host.turn.settleRejected(this.held, String(reason || 'REJECTED')))
   }
 
   #settle(settle: () => boolean): Promise<void> {
@@ -183,8 +192,18 @@ export class HeldDelivery implements Delivery {
       const isSettled = this.held.state === 'settling' || this.held.state === 'gone'
       return Promise.reject(isSettled && this.held.leaseUntil > turn.options.clock.now() ? settled() : lost())
     }
-    if (!settle()) return Promise.reject(lost())
-    return new Promise((resolve) => turn.afterCommit(resolve))
+    try {
+      if (!settle()) return Promise.reject(lost())
+    } catch (thrown) {
+      return Promise.reject(thrown)
+    }
+    return new Promise((resolve, reject) => {
+      const forget = turn.onFailure(reject)
+      turn.afterCommit(() => {
+        forget()
+        resolve()
+      })
+    })
   }
 }
 
@@ -274,7 +293,8 @@ function complete(host: DeliveryHost, held: Held, buffer: TxBuffer | null, value
     }
     turn.settleDone(held, changes)
   } catch (thrown) {
-    turn.settleFailed(held, reasonOf(thrown), undefined)
+    if (buffer) turn.state.end(buffer)
+    settleThrown(host, held, thrown)
   }
 }
 
@@ -284,8 +304,15 @@ function failed(host: DeliveryHost, gate: ConflictGate, held: Held, tx: TxFace, 
   gate.leave(held)
   const { turn } = host
   if (turn.failure || !turn.handlers.holds(held)) return
+  settleThrown(host, held, thrown)
+}
+
+/** Again, or the end; whoever asked hears of the last failure. */
+function settleThrown(host: DeliveryHost, held: Held, thrown: unknown): void {
+  const { turn } = host
+  const reason = reasonOf(thrown).slice(0, REASON_CHARACTERS)
   if (held.consumer.kind === 'request' && held.attempts + 1 >= held.consumer.policy.maxAttempts) {
-    host.reply(held, null, reasonOf(thrown))
+    host.reply(held, null, reason)
     turn.settleDone(held, [])
-  } else turn.settleFailed(held, reasonOf(thrown), undefined)
+  } else turn.settleFailed(held, reason, undefined)
 }

@@ -264,7 +264,7 @@ export class Exchange {
 
   #tellProgress(link: LinkConnection, outbox: Outbox, commit: number, least: number): void {
     const lanes = [...outbox.untold(link, least)]
-    if (lanes.length === 0 && link.toldCommit === commit) return
+    if (lanes.length === 0 && (least === 1 || link.toldCommit === commit)) return
     link.toldCommit = commit
     link.writer.control(FRAME.progress, [commit, lanes])
   }

@@ -52,24 +52,29 @@ export class Handlers {
     this.#isDraining = true
   }
 
-  /** What starts now, at its taker; `alone` must have its mark durable first: then `startAlone`. */
-  next(now: number, consumers: Iterable<LocalConsumer>): { start: Held[]; alone: Held | null } {
+  /** What starts now, at its taker; `expired` is over before it started (rule P7); `alone` must have its mark durable first: then `startAlone`. */
+  next(now: number, consumers: Iterable<LocalConsumer>): { start: Held[]; expired: Held[]; alone: Held | null } {
     const start: Held[] = []
-    if (this.#isDraining) return { start, alone: null }
+    const expired: Held[] = []
+    if (this.#isDraining) return { start, expired, alone: null }
     for (const consumer of consumers) {
       if (consumer.readyCount === 0) continue
       const takers = this.#takers.get(consumer)
-      if (takers) this.#fill(consumer, takers, start, now)
+      if (takers) this.#fill(consumer, takers, start, expired, now)
     }
-    return { start, alone: this.#nextAlone() }
+    return { start, expired, alone: this.#nextAlone() }
   }
 
-  #fill(consumer: LocalConsumer, takers: Taker[], start: Held[], now: number): void {
+  #fill(consumer: LocalConsumer, takers: Taker[], start: Held[], expired: Held[], now: number): void {
     for (const taker of takers) {
       while (taker.room > 0 && consumer.readyCount > 0) {
         if (this.#suspects.length > 0 || this.#alone !== null) return
         const held = consumer.dequeue()
         if (!held) break
+        if (held.expiresAt <= now) {
+          expired.push(held)
+          continue
+        }
         if (held.suspect) {
           this.#suspects.push(held)
           return

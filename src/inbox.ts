@@ -85,16 +85,6 @@ export class Inbox {
     return consumer
   }
 
-  /** Takes over a consumer of the last incarnation of this process. */
-  adopt(consumer: LocalConsumer): void {
-    consumer.ready.clear()
-    consumer.readyCount = 0
-    consumer.keys.clear()
-    consumer.accounts.clear()
-    this.#consumerNumber = Math.max(this.#consumerNumber, consumer.number)
-    this.consumers.set(consumerName(consumer.kind, consumer.name, consumer.group, consumer.owner), consumer)
-  }
-
   /** Takes a consumer away; gives back what it held and did not start. */
   removeConsumer(consumer: LocalConsumer): Held[] {
     consumer.isClosed = true
@@ -119,7 +109,8 @@ export class Inbox {
     }
     consumer.ready.clear()
     consumer.readyCount = 0
-    return released
+    // The sender puts each at the head of what waits: the last one first keeps their order.
+    return released.reverse()
   }
 
   #drop(held: Held): void {
@@ -315,16 +306,18 @@ export class Inbox {
 
   /** A new connection of a peer: what it had sent and did not start is forgotten; it will come again (rule P2). */
   linkUp(peer: PeerId): void {
-    for (const consumer of this.consumers.values()) {
+    for (const consumer of this.consumers.values())
       consumer.accounts.set(peer, { consumedMessages: 0, consumedBytes: 0, toldMessages: 0, toldBytes: 0 })
-      if (!this.rules.newConnectionEmptiesHold) continue
-      const queue = consumer.ready.get(peer)
-      if (queue) {
-        consumer.readyCount -= queue.length
-        consumer.ready.delete(peer)
-      }
-    }
+    this.linkDown(peer)
+  }
+
+  /** The connection is gone: what has not started may start elsewhere, so it does not start here. */
+  linkDown(peer: PeerId): void {
     if (!this.rules.newConnectionEmptiesHold) return
+    for (const consumer of this.consumers.values()) {
+      consumer.readyCount -= consumer.ready.get(peer)?.length ?? 0
+      consumer.ready.delete(peer)
+    }
     for (const lane of this.#lanesOf.get(peer) ?? []) {
       for (const held of lane.active.values()) {
         if (held.state !== 'held') continue

@@ -20,6 +20,8 @@ export class Sent {
   outcome: Outcome | null = null
   /** Routes in which it lies on disk only. */
   spilled = 0
+  /** The space that it was accepted in; null before it is accepted. */
+  space: SpaceId | null = null
   /** Called once when every route has reached the class, or it cannot be known (`error`). */
   onConfirmed: ((sent: Sent, error: Error | null) => void) | null = null
   /** Called once when every route is settled, or it cannot be known: then the outcome is null. */
@@ -264,7 +266,8 @@ export class Lane {
     readonly epoch: number,
     /** The route's number; the high bit marks the memory line. */
     readonly number: number,
-    readonly isOld: boolean,
+    /** Of an incarnation before this one. */
+    public isOld: boolean,
   ) {}
 
   get isMemory(): boolean {

@@ -53,6 +53,7 @@ export class Links {
   readonly #targets = new Map<string, Target>()
   #counter = 0
   #isClosed = false
+  #isPaused = false
 
   constructor(
     readonly clock: Clock,
@@ -120,6 +121,8 @@ export class Links {
     this.#open.add(link)
     if (target) target.link = link
     link.lastHeard = link.lastSent = this.clock.now()
+    // Whoever comes before the incarnation is durable has to come again (rule P10).
+    if (this.#isPaused) this.clock.defer(() => connection.destroy('a new incarnation begins'))
     const own: Hello = { ...this.events.self().hello, counter: ++this.#counter }
     link.handshake = new Handshake(this.proofs, own, this.clock.randomBytes(32), link.isDialer, connection, target?.pinned ?? null)
     link.handshake.start(link.writer)
@@ -136,7 +139,14 @@ export class Links {
 
   #packet(link: LinkConnection, packet: Buffer): void {
     if (!this.#open.has(link)) return
-    link.lastHeard = this.clock.now()
+    const now = this.clock.now()
+    if (link.state === 'up' && !link.isSelf && now - link.lastHeard >= this.limits.deadAfterMs) {
+      // This process slept: the other side has given the connection up, and what it sent before may run elsewhere.
+      this.#lower(link)
+      link.connection.destroy('silent for too long')
+      return
+    }
+    link.lastHeard = now
     if (link.state === 'welcome') {
       // The other side may be up before our own row of it is durable; it has not yet any credit.
       link.early.push(packet)
@@ -381,13 +391,18 @@ export class Links {
     if (code === null) this.#open.clear()
   }
 
-  /** Drops every connection and dials anew: this peer has a new incarnation. */
+  /** Drops every connection and takes no new one until `resume`: this peer has a new incarnation. */
   restart(): void {
+    this.#isPaused = true
     for (const link of [...this.#open]) {
       if (link.isSelf) {
         this.#lower(link)
         this.#open.delete(link)
       } else link.connection.destroy('a new incarnation begins')
     }
+  }
+
+  resume(): void {
+    this.#isPaused = false
   }
 }

@@ -20,6 +20,12 @@ const MEMORY_LINE = 0x80000000
 /** Bytes that a record takes in the log beside its frame: key, checksum, its share of the page. */
 const RECORD_OVERHEAD = 40
 
+/** A larger row takes whole pages. */
+const INLINE_BYTES = 1900
+const PAGE_BYTES = 4096
+
+const rowBytes = (bytes: number): number => (bytes <= INLINE_BYTES ? bytes + RECORD_OVERHEAD : Math.ceil((bytes + 100) / PAGE_BYTES) * PAGE_BYTES)
+
 /** What the shell needs to know of a message to append it. */
 export interface Draft {
   readonly key: string
@@ -53,6 +59,8 @@ export class Outbox {
   confirmed: Sent[] = []
   settled: Sent[] = []
   pendingBytes = 0
+  /** What the messages that are not in the log yet will take there. */
+  unwrittenBytes = 0
   /** Messages acknowledged before their write began. */
   elided = 0
   written = 0
@@ -78,6 +86,8 @@ export class Outbox {
   /** Outcomes whose rows are not durable yet. */
   readonly #unwritten = new Map<string, Outcome>()
   #unwrittenWriting: string[] = []
+  /** How the last messages of the memory class ended that are not done: nothing of them is in the log. */
+  readonly #memoryEnds = new Map<string, Outcome>()
   /** Messages whose end someone awaits, by number; they may be on disk only. */
   readonly #watched = new Map<string, Sent>()
   #slab = Buffer.allocUnsafeSlow(SLAB_BYTES)
@@ -88,7 +98,7 @@ export class Outbox {
   #spaceBytes: Buffer
 
   constructor(
-    readonly incarnation: Incarnation,
+    public incarnation: Incarnation,
     readonly storeClass: Durability,
     readonly limits: Limits,
     readonly rules: Rules,
@@ -167,8 +177,10 @@ export class Outbox {
   }
 
   /** Would a message of so many bytes pass the quota? Decided before anything leaves (rule P6). */
-  hasRoom(bytes: number): boolean {
-    return this.pendingBytes + bytes <= this.limits.quotaBytes * (1 - this.limits.reserveShare)
+  hasRoom(bytes: number, storeBytes: number): boolean {
+    const room = this.limits.quotaBytes * (1 - this.limits.reserveShare)
+    // A page that is split is half empty: what is not written yet may take twice its size.
+    return this.pendingBytes + bytes <= room && storeBytes + 2 * (this.unwrittenBytes + rowBytes(bytes)) <= room
   }
 
   /** Puts a message into each of its routes. The caller has checked it and found room. */
@@ -182,6 +194,7 @@ export class Outbox {
     const fields = { sequence: 0, number: sent.number, created: wallNow, key: draft.key, keyBytes, meta, lower: draft.lower }
     writeData(slab, start, fields, draft.body)
     sent.unconfirmed = sent.unsettled = targets.length
+    sent.space = this.incarnation.space
     for (const route of targets) this.#appendTo(route, draft, sent, isMemory, slab, start, start + length, wallNow, now)
   }
 
@@ -201,6 +214,7 @@ export class Outbox {
       this.#wanted.add(entry, now)
       route.unwritten++
       route.unwrittenBytes += entry.bytes
+      this.unwrittenBytes += rowBytes(entry.bytes)
       if (isBehind || draft.commitFirst || draft.delayMs > 0) this.#wanted.hurry()
       if (isBehind) {
         entry.state = 'spilled'
@@ -301,8 +315,16 @@ export class Outbox {
     entry.route.dirty = true
   }
 
-  #collectExpiry(entry: Entry, batch: Change[]): void {
+  /** It ends before its write began. */
+  #elide(entry: Entry): void {
+    if (entry.write !== 'wanted') return
     this.#notUnwritten(entry)
+    this.unwrittenBytes -= rowBytes(entry.bytes)
+    this.elided++
+  }
+
+  #collectExpiry(entry: Entry, batch: Change[]): void {
+    this.#elide(entry)
     if (entry.write === 'writing' || entry.write === 'durable')
       batch.push(rows.remove(rows.recordKey(entry.route.number, entry.lane.epoch, entry.sequence)))
     batch.push(rows.put(rows.outcomeKey(entry.lane.epoch, entry.number), 'expired'))
@@ -348,6 +370,7 @@ export class Outbox {
     this.#touchWritten = []
     for (const entry of this.#writing) {
       if (entry.write === 'writing') entry.write = 'durable'
+      this.unwrittenBytes -= rowBytes(entry.bytes)
       entry.lane.durableTo = Math.max(entry.lane.durableTo, entry.sequence + 1)
       this.#confirm(entry, 'sender', this.storeClass)
       if (entry.state === 'uncommitted') this.#leave(entry, now)
@@ -403,6 +426,8 @@ export class Outbox {
       }
       this.#admit(entry, data.key(frame, 0), false, Math.max((meta?.d ?? 0) - wallNow, (nacked?.due ?? 0) - now), now)
       lane.nacked.delete(sequence)
+      // A retry keeps its key waiting; a delay that its sender asked for does not.
+      if (nacked && entry.state === 'waiting') lane.route.hold(entry)
     }
     lane.loadedTo = Math.max(lane.loadedTo, to)
     this.#retire(lane)
@@ -631,10 +656,7 @@ export class Outbox {
   #finish(entry: Entry, outcome: Outcome, by: PeerId | null): void {
     const { route, lane } = entry
     if (entry.state === 'settled') return
-    if (entry.write === 'wanted') {
-      this.#notUnwritten(entry)
-      this.elided++
-    }
+    this.#elide(entry)
     route.takeBack(entry)
     if (entry.doubtAt !== null) this.#doubt.get(entry.doubtAt)?.delete(entry)
     entry.state = 'settled'
@@ -649,6 +671,7 @@ export class Outbox {
       this.#lazy.push(rows.put(rows.outcomeKey(lane.epoch, entry.number), outcome))
       this.#unwritten.set(watchName(lane.space, entry.number), outcome)
     }
+    if (outcome !== 'done' && lane.isMemory) this.#rememberEnd(entry, outcome)
     if (entry.expiresAt !== Number.POSITIVE_INFINITY) this.#expiries.settle(isSettled)
     route.dirty = true
     route.inMemory--
@@ -659,6 +682,11 @@ export class Outbox {
     this.#active.add(route)
     if (entry.sent) this.#tell(entry, entry.sent, outcome)
     this.#retire(lane)
+  }
+
+  #rememberEnd(entry: Entry, outcome: Outcome): void {
+    this.#memoryEnds.set(watchName(entry.lane.space, entry.number), outcome)
+    if (this.#memoryEnds.size > MEMORY_ENDS) this.#memoryEnds.delete(this.#memoryEnds.keys().next().value!)
   }
 
   #tell(entry: Entry, sent: Sent, outcome: Outcome): void {
@@ -764,36 +792,61 @@ export class Outbox {
   }
 
   /**
-   * Someone awaits the end of a message: it is told even if the message leaves memory meanwhile. False where it is
-   * finished already and was not in memory to be told of.
+   * Someone awaits the end of a message: it is told even if the message leaves memory meanwhile. False where it is not
+   * in memory: it is on disk only, or finished and nothing will be told.
    */
-  watch(sent: Sent, space: SpaceId = this.incarnation.space): boolean {
-    if (sent.unsettled === 0) return false
-    // What is in memory in all its routes is told of by its entries.
-    if (sent.spilled === 0 && sent.prefix === this.#idPrefix) return true
-    let isSomewhere = false
+  watch(sent: Sent, space: SpaceId = sent.space ?? this.incarnation.space): boolean {
+    // What was made here and is in memory in all its routes is told of by its entries.
+    if (sent.prefix !== '' && sent.spilled === 0 && sent.unsettled > 0) return true
+    let isInMemory = false
     for (const lane of this.#lanes.values()) {
-      if (lane.space !== space) continue
-      const entry = lane.findNumber(sent.number)
-      if (entry) entry.sent = sent
-      isSomewhere ||= entry !== undefined || lane.loadedTo < lane.next
+      const entry = lane.space === space ? lane.findNumber(sent.number) : undefined
+      if (!entry) continue
+      entry.sent = sent
+      isInMemory = true
     }
-    if (isSomewhere) this.#watched.set(watchName(space, sent.number), sent)
-    return isSomewhere
+    this.#watched.set(watchName(space, sent.number), sent)
+    return isInMemory
   }
 
-  /** The generated id of a message number of this incarnation. */
-  idOf(number: number): string {
-    return this.#idPrefix + number.toString(36)
+  unwatch(sent: Sent): void {
+    this.#watched.delete(watchName(sent.space ?? this.incarnation.space, sent.number))
   }
 
-  /** What is awaited: carried over to the next incarnation of this process, or told of a fail-stop. */
-  watched(): Map<string, Sent> {
-    const all = new Map(this.#watched)
-    for (const sent of this.settled) if (sent.onSettled) all.set(sent.id, sent)
-    for (const lane of this.#lanes.values())
-      for (const { sent, number } of lane.entries()) if (sent?.onSettled) all.set(watchName(lane.space, number), sent)
-    return all
+  /** What is awaited, to be told of a fail-stop. */
+  *watched(): Iterable<Sent> {
+    yield* this.#watched.values()
+    yield* this.settled
+    for (const lane of this.#lanes.values()) for (const { sent } of lane.entries()) if (sent?.onSettled) yield sent
+  }
+
+  /** The message of a number, where someone here still holds it. */
+  sentOf(space: SpaceId, number: number): Sent | undefined {
+    const watched = this.#watched.get(watchName(space, number))
+    if (watched) return watched
+    for (const lane of this.#lanes.values()) {
+      const entry = lane.space === space ? lane.findNumber(number) : undefined
+      if (entry?.sent) return entry.sent
+    }
+    return undefined
+  }
+
+  /** The generated id of a message number, of this incarnation unless told otherwise. */
+  idOf(number: number, space: SpaceId | null = null): string {
+    if (space === null) return this.#idPrefix + number.toString(36)
+    return `${Buffer.from(space, 'hex').toString('base64url')}.${number.toString(36)}`
+  }
+
+  /** This process has a new incarnation: what was appended so far is of an older space from now on. */
+  reincarnate(incarnation: Incarnation): void {
+    this.incarnation = incarnation
+    this.#spaceBytes = Buffer.from(incarnation.space, 'hex')
+    this.#idPrefix = `${this.#spaceBytes.toString('base64url')}.`
+    for (const route of this.routes.values()) {
+      for (const lane of route.lanes) lane.isOld = true
+      route.current = route.memory = null
+    }
+    for (const lane of [...this.#lanes.values()]) this.#retire(lane)
   }
 
   // --- after a restart, and for people
@@ -842,14 +895,16 @@ export class Outbox {
   whereIs(space: string, number: number): { isOurs: boolean; isPending: boolean; onDisk: Lane[] } {
     const lanes = [...this.#lanes.values()].filter((lane) => lane.space === space)
     const isOurs = lanes.length > 0 || (space === this.incarnation.space && number <= this.#number)
-    const isPending = lanes.some((lane) => [...lane.entries()].some((entry) => entry.number === number))
-    return { isOurs, isPending: isPending || [...this.#wanted].some((entry) => entry.number === number), onDisk: lanes.filter((lane) => lane.loadedTo < lane.next) }
+    const isIt = (entry: Entry): boolean => entry.number === number && entry.lane.space === space && entry.state !== 'settled'
+    const isPending = lanes.some((lane) => lane.findNumber(number)) || [...this.#wanted].some(isIt) || this.#writing.some(isIt)
+    return { isOurs, isPending, onDisk: lanes.filter((lane) => lane.loadedTo < lane.next) }
   }
 
   /** The outcome of a message whose row is not written yet. */
   recentOutcome(space: string, number: number): Outcome | null {
     for (const entry of [...this.#expiring, ...this.#expiryWritten]) if (entry.lane.space === space && entry.number === number) return 'expired'
-    return this.#unwritten.get(watchName(space, number)) ?? null
+    const name = watchName(space, number)
+    return this.#unwritten.get(name) ?? this.#memoryEnds.get(name) ?? null
   }
 
   /** Where a message is in each of its routes, in sentences. */
@@ -900,6 +955,7 @@ export interface ResumeAnswer {
 }
 
 const SLAB_BYTES = 256 * 1024
+const MEMORY_ENDS = 10_000
 const isSettled = (entry: Entry): boolean => entry.state === 'settled'
 const watchName = (space: string, number: number): string => `${space}/${number}`
 const laneName = (space: string, number: number): string => `${space}/${number}`

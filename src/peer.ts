@@ -12,9 +12,9 @@ import type { Draft } from './outbox.js'
 import { checkPattern } from './pattern/topic.js'
 import { Replies } from './pattern/request.js'
 import { Inspector } from './status.js'
-import { NO_OPTIONS, SEND_OPTIONS, Sender } from './send.js'
-import type { TxBuffer } from './transaction.js'
-import { data, encodeBody } from './transport/frame.js'
+import { encodeMessage, NO_OPTIONS, SEND_OPTIONS, Sender } from './send.js'
+import type { TxBuffer, TxSend } from './transaction.js'
+import { data } from './transport/frame.js'
 import type { Turn } from './turn.js'
 
 const CONSUME_OPTIONS = ['concurrency', 'leaseMs', 'retry', 'order']
@@ -40,6 +40,8 @@ export class LocalPeer implements api.Peer, DeliveryHost {
   readonly turn: Turn
   readonly #clock: Clock
   readonly #parts: Parts
+  /** Ends the pulls that wait. */
+  readonly #pulls = new Set<() => void>()
   readonly #gate = new ConflictGate()
   readonly #sender: Sender
   readonly #replies: Replies
@@ -116,8 +118,8 @@ export class LocalPeer implements api.Peer, DeliveryHost {
 
   // --- inside transactions
 
-  checkSend(kind: 'send' | 'publish', name: string, body: unknown, options: api.SendOptions | undefined): void {
-    this.#sender.check(kind, name, body, options)
+  draftSend(kind: 'send' | 'publish', name: string, body: unknown, options: api.SendOptions | undefined): TxSend {
+    return this.#sender.draftSend(kind, name, body, options)
   }
 
   appendSends(tx: TxBuffer): void {
@@ -232,7 +234,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     const to = held.meta?.r
     if (!to) return
     const durability: Durability = held.lane.isMemory ? 'memory' : this.turn.options.durability
-    const body = encodeBody(error === null ? [true, value ?? null] : [false, error])
+    const body = encodeMessage(error === null ? [true, value ?? null] : [false, error])
     const draft: Draft = { key: '', meta: { r: [to[0], to[1]] }, body, durability, lower: true, delayMs: 0, ttlMs: LIMITS.replyMs, commitFirst: false }
     this.#sender.submit([this.turn.store.outbox.route('reply', to[0], '', '', false)], draft)
   }
@@ -250,6 +252,8 @@ export class LocalPeer implements api.Peer, DeliveryHost {
         if (isOver) return
         isOver = true
         stopTimer()
+        this.#pulls.delete(finish)
+        options.signal?.removeEventListener('abort', finish)
         this.turn.removeTaker(taker, false)
         resolve(deliveries)
       }
@@ -268,6 +272,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
           if (deliveries.length === 1) this.#clock.defer(finish)
         },
       }
+      this.#pulls.add(finish)
       stopTimer = this.#clock.timer(waitMs, finish)
       options.signal?.addEventListener('abort', finish, { once: true })
       this.turn.addTaker(taker)
@@ -277,7 +282,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
   }
 
   #source(source: api.Source, options: api.PullOptions): LocalConsumer {
-    const policy = policyOf({ ...(options.leaseMs ? { leaseMs: options.leaseMs } : {}), ...(options.retry ? { retry: options.retry } : {}) })
+    const policy = policyOf({ ...(options.leaseMs === undefined ? {} : { leaseMs: options.leaseMs }), ...(options.retry ? { retry: options.retry } : {}) })
     if ('queue' in source) return this.#consumer('queue', checkName('queue name', source.queue), '', '', false, 'key', policy)
     if ('request' in source) return this.#consumer('request', checkName('request name', source.request), '', '', false, 'key', policy)
     const { group, owner } = this.#membership({ ...source, durable: true })
@@ -391,7 +396,8 @@ export class LocalPeer implements api.Peer, DeliveryHost {
   async #drain(timeoutMs: number): Promise<void> {
     this.#state = 'draining'
     const until = this.#clock.now() + timeoutMs
-    this.turn.handlers.drain()
+    for (const finish of [...this.#pulls]) finish()
+    this.turn.drain()
     const isBusy = (): boolean => this.turn.failure === null && (this.turn.handlers.running > 0 || !this.turn.isQuiet)
     while (isBusy() && this.#clock.now() < until) {
       this.turn.schedule()
@@ -452,8 +458,10 @@ function whenSettled(turn: Turn, sent: Sent, tell: (outcome: api.Outcome | null,
   sent.whenSettled(tell)
   const { outbox } = turn.store
   if (outbox.watch(sent)) return
-  // It was kept on disk only, and is finished: its outcome is what the log says.
-  const outcome = new Inspector(turn, '', []).outcome(outbox.idOf(sent.number))
+  // It is on disk only, or finished: the log knows.
+  const outcome = new Inspector(turn, '', []).outcome(outbox.idOf(sent.number, sent.space))
+  if (outcome === 'pending') return
+  outbox.unwatch(sent)
   sent.unsettled = 0
   sent.outcome = outcome === 'dead' || outcome === 'expired' ? outcome : 'done'
   sent.onSettled?.(sent.outcome, null)

@@ -18,8 +18,8 @@ export interface Opened {
   readonly outbox: Outbox
   readonly inbox: Inbox
   readonly settle: Settle
-  readonly epoch: number
-  readonly space: SpaceId
+  epoch: number
+  space: SpaceId
   readonly lineage: rows.LineageEntry[]
   readonly commit: number
   readonly peers: Map<PeerId, rows.PeerRow>
@@ -36,10 +36,6 @@ export interface OpenFacts {
   readonly durability: Durability
   readonly limits: Limits
   readonly rules: Rules
-  /** The epoch must be above this one: another peer has accepted it (rule P9). */
-  readonly aboveEpoch: number
-  /** A pair that another peer remembers and this store lacks: taken into the lineage, so that it is reported once. */
-  readonly lost: rows.LineageEntry | null
 }
 
 /** Begins a new incarnation; `done` gets the machines once it is durable. Throws STORE_DAMAGED. */
@@ -49,13 +45,15 @@ export function openStore(facts: OpenFacts, done: (opened: Opened | null, error:
   const lineage = rows.read<rows.LineageEntry[]>(log.get(rows.LINEAGE_KEY) ?? EMPTY_LIST)
   const last = lineage[lineage.length - 1]
   if (last && last.last === null) last.last = commit
-  if (facts.lost) lineage.push(facts.lost)
-  const epoch = Math.max(last?.epoch ?? 0, facts.aboveEpoch) + 1
+  const epoch = (last?.epoch ?? 0) + 1
   const space = (rules.freshSpace || !last ? clock.randomBytes(16).toString('hex') : last.space) as SpaceId
   lineage.push({ epoch, space, last: null })
   const kept = lineage.slice(-LINEAGE_MAX)
   const batch = [rows.put(rows.LINEAGE_KEY, kept), rows.put(rows.COMMIT_KEY, commit + 1)]
+  const { commitTimeoutMs } = facts.limits
+  const stopTimer = clock.timer(commitTimeoutMs, () => done(null, new PeerpostError('FAILED', `The store did not answer within ${commitTimeoutMs} ms. Check the disk, then start again.`)))
   log.commit(batch, (result) => {
+    stopTimer()
     if (result.kind === 'ok') done(fill(facts, epoch, space, kept, commit + 1), null)
     else if (result.kind === 'full') done(null, new PeerpostError('FULL', `The store cannot be opened: no room (${result.reason}). Free some disk space.`))
     else done(null, new PeerpostError('FAILED', `The store cannot be written: ${result.reason}. Check the disk, then start again.`))
@@ -106,7 +104,7 @@ function restoreOutbox(facts: OpenFacts, outbox: Outbox, lineage: readonly rows.
     const name = `${at}/${route}`
     touched.set(name, [...(touched.get(name) ?? []), peer])
   })
-  const spaces = new Map(lineage.map((entry) => [entry.epoch, entry.space]))
+  const spaces = new Map(lineage.filter((entry) => !entry.isLost).map((entry) => [entry.epoch, entry.space]))
   for (const { number, row } of found) {
     const counters = log.get(rows.countersKey(number))
     outbox.restoreRoute(number, row, counters && rows.read<number[]>(counters), now)

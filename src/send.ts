@@ -11,12 +11,16 @@ import type * as api from './message.js'
 import { checkId, checkInteger, checkKey, checkName, checkOptions, LIMITS } from './options.js'
 import type { Draft } from './outbox.js'
 import type { Route } from './route.js'
-import type { TxBuffer } from './transaction.js'
+import type { TxBuffer, TxSend } from './transaction.js'
 import { type Encoded, encodeBody, type Meta } from './transport/frame.js'
 import type { Turn } from './turn.js'
 
 export const SEND_OPTIONS = ['id', 'key', 'delayMs', 'at', 'ttlMs', 'priority', 'headers', 'durability', 'until', 'allowLower', 'signal']
 export const NO_OPTIONS: api.SendOptions = Object.freeze({})
+
+/** The last moment that a Date knows, and a hundred years. */
+const TIME_MAX = 8_640_000_000_000_000
+const DELAY_MAX_MS = 100 * 365 * 86_400_000
 
 export class Sender {
   /** Messages with a caller's id whose row is not durable yet. */
@@ -57,8 +61,7 @@ export class Sender {
   /** Encodes and checks one message. `commitFirst` for what is part of a transaction. */
   draft(body: unknown, options: api.SendOptions, extra: Meta | null, commitFirst: boolean): Draft {
     const storeClass = this.turn.options.durability
-    const encoded = encodeBody(body)
-    if (encoded.bytes.length > LIMITS.bodyBytes) throw tooLarge(encoded, LIMITS.bodyBytes)
+    const encoded = encodeMessage(body)
     if (options === NO_OPTIONS)
       return { key: '', meta: extra ?? undefined, body: encoded, durability: storeClass, lower: false, delayMs: 0, ttlMs: Number.POSITIVE_INFINITY, commitFirst }
     checkOptions('send', options, SEND_OPTIONS)
@@ -68,7 +71,7 @@ export class Sender {
       throw new PeerpostError('OPTION_INVALID', `This peer's store is of class ${storeClass}; a message cannot be ${durability}. Open the peer with durability: '${durability}'.`)
     const delayMs = this.#delay(options)
     const meta = this.#meta(options, extra, delayMs)
-    const ttlMs = options.ttlMs === undefined ? Number.POSITIVE_INFINITY : checkInteger('ttlMs', options.ttlMs, 1, Number.MAX_SAFE_INTEGER)
+    const ttlMs = options.ttlMs === undefined ? Number.POSITIVE_INFINITY : checkInteger('ttlMs', options.ttlMs, 1, DELAY_MAX_MS)
     return {
       key: options.key === undefined ? '' : checkKey(options.key),
       meta,
@@ -83,8 +86,8 @@ export class Sender {
 
   #delay(options: api.SendOptions): number {
     if (options.at !== undefined && options.delayMs !== undefined) throw new PeerpostError('OPTION_INVALID', 'Give either at or delayMs, not both.')
-    if (options.at !== undefined) return Math.max(0, Number(options.at) - this.turn.options.clock.wall())
-    return options.delayMs === undefined ? 0 : checkInteger('delayMs', options.delayMs, 0, Number.MAX_SAFE_INTEGER)
+    if (options.at !== undefined) return Math.max(0, checkInteger('at', Number(options.at), 0, TIME_MAX) - this.turn.options.clock.wall())
+    return options.delayMs === undefined ? 0 : checkInteger('delayMs', options.delayMs, 0, DELAY_MAX_MS)
   }
 
   #meta(options: api.SendOptions, extra: Meta | null, delayMs: number): Meta | undefined {
@@ -126,8 +129,14 @@ export class Sender {
     if (!bytes) return null
     const row = rows.read<rows.IdRow>(bytes)
     if (this.turn.options.clock.wall() - row.at > LIMITS.idWindowMs) return null
+    const { outbox, lineage } = this.turn.store
+    const space = lineage.find((entry) => entry.epoch === row.epoch)?.space ?? null
+    const live = space === null ? undefined : outbox.sentOf(space, row.number)
+    if (live) return live
     const sent = new Sent(id, '', row.number, this.turn.options.durability)
-    sent.outcome = null
+    sent.space = space
+    // It is accepted; how it ended is looked up when someone asks.
+    sent.unsettled = 1
     return sent
   }
 
@@ -142,29 +151,37 @@ export class Sender {
 
   // --- inside transactions
 
-  /** Throws what `send` or `publish` would. */
-  check(kind: 'send' | 'publish', name: string, body: unknown, options: api.SendOptions = NO_OPTIONS): void {
-    checkName(kind === 'send' ? 'queue name' : 'topic', name)
-    this.turn.checkRoom(this.draft(body, options, null, true).body.bytes.length)
+  /** Checks and encodes one message of a transaction; throws what `send` or `publish` would. */
+  draftSend(kind: 'send' | 'publish', name: string, body: unknown, options: api.SendOptions = NO_OPTIONS): TxSend {
+    const isQueue = kind === 'send'
+    checkName(isQueue ? 'queue name' : 'topic', name)
+    const kept = body instanceof Uint8Array ? Buffer.from(body) : body
+    const draft = this.draft(kept, options, isQueue ? null : { n: name }, this.turn.options.rules.transactionBeforeFrames)
+    this.turn.checkRoom(draft.body.bytes.length)
+    return { kind, name, draft, id: options.id }
   }
 
   /** Appends what a transaction sent: it takes its sequences now, on all routes at once, and leaves once the batch is durable (P4). */
   appendAll(tx: TxBuffer): void {
-    const commitFirst = this.turn.options.rules.transactionBeforeFrames
-    for (const { kind, name, body, options = NO_OPTIONS } of tx.sends) {
+    for (const { kind, name, draft, id } of tx.sends) {
       const { outbox } = this.turn.store
       const isQueue = kind === 'send'
-      const draft = this.draft(body, options, isQueue ? null : { n: name }, commitFirst)
       const routes = isQueue ? [outbox.route('queue', name, '', '', true)] : outbox.subscriptions(name)
-      const known = options.id === undefined ? null : this.#knownId(isQueue ? 'queue' : 'topic', name, options.id)
-      if (routes.length > 0 && !known) this.#enter(routes, isQueue ? 'queue' : 'topic', name, draft, options.id)
+      const known = id === undefined ? null : this.#knownId(isQueue ? 'queue' : 'topic', name, id)
+      if (routes.length > 0 && !known) this.#enter(routes, isQueue ? 'queue' : 'topic', name, draft, id)
     }
   }
 }
 
-const tooLarge = (body: Encoded, limit: number): PeerpostError =>
-  new PeerpostError('BODY_TOO_LARGE', `The body has ${body.bytes.length} bytes; ${limit} are allowed. Send it in parts, or send where it is kept.`)
+/** A message is one frame and one row of the log, and so is its dead letter with headers and history. */
+export const BODY_BYTES = LIMITS.frameBytes - 128 * 1024
 
+/** A body as it travels. Throws BODY_NOT_ENCODABLE and BODY_TOO_LARGE. */
+export function encodeMessage(body: unknown): Encoded {
+  const encoded = encodeBody(body)
+  if (encoded.bytes.length <= BODY_BYTES) return encoded
+  throw new PeerpostError('BODY_TOO_LARGE', `The body has ${encoded.bytes.length} bytes; ${BODY_BYTES} are allowed. Send it in parts, or send where it is kept.`)
+}
 
 function checkHeaders(headers: api.Headers): Record<string, string> {
   const checked: Record<string, string> = {}

@@ -14,6 +14,11 @@ import { FRAME, type PacketWriter } from './transport/frame.js'
 /** Outcomes as an ACK frame says them. */
 export const ACK_OUTCOMES = ['done', 'dead', 'expired'] as const
 
+/** A history travels with each redelivery and lies in one row: beyond so many bytes its oldest deliveries are let go. */
+const HISTORY_BYTES = 24 * 1024
+/** What one delivery in it takes beside its reason. */
+const ATTEMPT_BYTES = 150
+
 interface Nack {
   readonly held: Held
   readonly kind: 'retry' | 'returned'
@@ -85,12 +90,12 @@ export class Settle {
   failed(held: Held, reason: string, delayMs: number | undefined, now: number, wallNow: number, random: number): 'retry' | 'dead' {
     const { policy } = held.consumer
     const attempts = held.attempts + 1
-    const history = [...held.history, this.#attempt(held, attempts, reason, now, wallNow)]
+    const history = bounded([...held.history, this.#attempt(held, attempts, reason, now, wallNow)])
     if (attempts >= policy.maxAttempts) {
       this.#bury(held, reason, history, wallNow)
       return 'dead'
     }
-    const delay = delayMs ?? backoffMs(policy.backoff, attempts, random)
+    const delay = Math.ceil(delayMs ?? backoffMs(policy.backoff, attempts, random))
     this.#retry(held, attempts, history, delay, now, wallNow)
     return 'retry'
   }
@@ -118,7 +123,7 @@ export class Settle {
 
   /** Dead letter now. */
   reject(held: Held, reason: string, now: number, wallNow: number): void {
-    const history = [...held.history, this.#attempt(held, held.attempts + 1, reason, now, wallNow)]
+    const history = bounded([...held.history, this.#attempt(held, held.attempts + 1, reason, now, wallNow)])
     this.#bury(held, reason, history, wallNow)
   }
 
@@ -266,4 +271,14 @@ export class Settle {
     }
     this.#ackLanes.delete(peer)
   }
+}
+
+function bounded(history: Attempt[]): Attempt[] {
+  let room = HISTORY_BYTES
+  let first = history.length
+  while (first > 0 && room > 0) {
+    first--
+    room -= ATTEMPT_BYTES + Buffer.byteLength(history[first]!.reason)
+  }
+  return first === 0 ? history : history.slice(first)
 }

@@ -5,13 +5,14 @@
  */
 import type { Change } from './log/log.js'
 import * as rows from './log/rows.js'
-import type { SendOptions } from './message.js'
+import type { Draft } from './outbox.js'
 
 export interface TxSend {
   readonly kind: 'send' | 'publish'
   readonly name: string
-  readonly body: unknown
-  readonly options: SendOptions | undefined
+  /** Encoded when it was sent: what happens to the body later changes nothing. */
+  readonly draft: Draft
+  readonly id: string | undefined
 }
 
 /** What one transaction read and wants written. */

@@ -54,6 +54,8 @@ const FULL_RETRY_MS = 250
 const START_MS = 1
 const LOAD_MESSAGES = 1024
 const JUMP_WINDOW_MS = 60_000
+/** A jump goes so far that the pairs which other peers remember of the same lost time lie below it too. */
+const JUMP_EPOCHS = 1024
 
 export class Turn {
   readonly handlers = new Handlers()
@@ -101,9 +103,9 @@ export class Turn {
   // --- opening and ending
 
   /** Opens the store and begins an incarnation. */
-  open(done: (error: Error | null) => void, aboveEpoch = 0, lost: rows.LineageEntry | null = null): void {
+  open(done: (error: Error | null) => void): void {
     const { log, clock, durability, limits, rules, proofs } = this.options
-    openStore({ self: proofs.peerId, log, clock, durability, limits, rules, aboveEpoch, lost }, (opened, error) => {
+    openStore({ self: proofs.peerId, log, clock, durability, limits, rules }, (opened, error) => {
       if (this.#isDead) return
       if (opened === null) {
         done(error)
@@ -163,11 +165,15 @@ export class Turn {
     if (this.failure !== null || this.#isDead) return
     this.failure = error
     this.kill()
-    const unknown = new PeerpostError('UNKNOWN', `The peer stopped before this was confirmed: ${error.message} Send it again with the same id.`, error)
-    if (this.#isOpen) for (const sent of new Set(this.store.outbox.unconfirmed())) sent.onConfirmed?.(sent, unknown)
-    if (this.#isOpen) for (const sent of this.store.outbox.watched().values()) sent.onSettled?.(null, unknown)
-    for (const reject of this.#onFailure) reject(unknown)
+    this.#leaveUnknown(new PeerpostError('UNKNOWN', `The peer stopped before this was confirmed: ${error.message} Send it again with the same id.`, error))
     this.options.emit('failed', error)
+  }
+
+  /** Whoever still waits learns that nobody will tell. */
+  #leaveUnknown(unknown: PeerpostError): void {
+    if (this.#isOpen) for (const sent of new Set(this.store.outbox.unconfirmed())) sent.onConfirmed?.(sent, unknown)
+    if (this.#isOpen) for (const sent of new Set(this.store.outbox.watched())) sent.onSettled?.(null, unknown)
+    for (const reject of this.#onFailure) reject(unknown)
   }
 
   readonly #onFailure = new Set<(error: Error) => void>()
@@ -185,6 +191,7 @@ export class Turn {
     this.links.close('CLOSED')
     this.#isDead = true
     this.#timer?.()
+    this.#leaveUnknown(new PeerpostError('UNKNOWN', 'The peer closed before this was confirmed. Send it again with the same id.'))
   }
 
   /** Runs `work` of the shell; a broken invariant or a damaged row stops the peer. */
@@ -209,7 +216,7 @@ export class Turn {
   /** Throws FULL where the quota leaves no room (rule P6). */
   checkRoom(bytes: number): void {
     if (this.#isFull) throw new PeerpostError('FULL', 'The disk has no room for the store. Free some space; the peer goes on by itself.')
-    if (!this.options.rules.quotaBeforeFrames || this.store.outbox.hasRoom(bytes)) return
+    if (!this.options.rules.quotaBeforeFrames || this.store.outbox.hasRoom(bytes, this.options.log.bytes())) return
     throw new PeerpostError('FULL', 'The store has reached its quota: consumers are behind. Wait, add consumers, or raise quotaBytes.')
   }
 
@@ -244,6 +251,18 @@ export class Turn {
       for (const held of inbox.removeConsumer(consumer)) settle.returned(held)
       for (const link of this.links.up.values()) if (link.announced.delete(consumer.number)) link.writer.control(FRAME.unconsume, [consumer.number, forget])
     } else if (isLast) for (const held of inbox.releaseHeld(consumer)) settle.returned(held)
+    this.schedule()
+  }
+
+  /** Takes nothing new, and gives back at once what did not start: nobody has to wait until it is missed. */
+  drain(): void {
+    this.handlers.drain()
+    const { inbox, settle } = this.store
+    for (const consumer of [...inbox.consumers.values()]) {
+      if (consumer.kind === 'reply') continue
+      for (const held of inbox.removeConsumer(consumer)) settle.returned(held)
+      for (const link of this.links.up.values()) if (link.announced.delete(consumer.number)) link.writer.control(FRAME.unconsume, [consumer.number, false])
+    }
     this.schedule()
   }
 
@@ -348,6 +367,8 @@ export class Turn {
     if (outbox.nextDue <= now)
       for (const peer of outbox.tick(now)) this.options.emit('warning', { code: 'FAILOVER', message: `${peer} has been away for too long: what it had may run elsewhere, marked as redelivered.` })
     if (this.handlers.nextDue <= now) for (const held of this.handlers.tick(now)) this.#leaseLost(held)
+    if (this.#committing && now - this.#committing.since >= this.options.limits.commitTimeoutMs && !this.#isFull)
+      throw new PeerpostError('FAILED', `A commit did not end within ${this.options.limits.commitTimeoutMs} ms. Check the disk, then start the peer again.`)
     if (now < this.#nextBeat) return
     this.#nextBeat = now + this.options.limits.heartbeatMs
     this.#isBeat = true
@@ -385,10 +406,14 @@ export class Turn {
     // Handlers that end at once leave room for the next ones. To go on with those here, and not one turn for each, is
     // worth a factor of seven at concurrency 1; but what is done has to be acknowledged while slow ones run.
     for (let at = now; at - now < START_MS; at = clock.now()) {
-      const { start, alone } = this.handlers.next(at, this.store.inbox.consumers.values())
+      const { start, expired, alone } = this.handlers.next(at, this.store.inbox.consumers.values())
+      for (const held of expired) {
+        this.store.settle.expired(held)
+        this.#released(held, false)
+      }
       for (const held of start) this.#give(held)
       if (alone) this.store.settle.markAlone(alone)
-      if (start.length === 0) return
+      if (start.length === 0 && expired.length === 0) return
     }
     this.schedule()
   }
@@ -421,7 +446,8 @@ export class Turn {
     const { outbox, inbox, settle } = this.store
     const isUrgent = outbox.wantsCommit(now) || inbox.wantsCommit || settle.wantsCommit || this.#changes.length > 0 || this.#waiters.length > 0
     if (!isUrgent) {
-      if (!outbox.hasLazy && this.#dirtyPeers.size === 0) return
+      // What is remembered of a peer rides along with what relies on it; alone it would make idle peers write for ever.
+      if (!outbox.hasLazy) return
       if (this.#lazyAt === Number.POSITIVE_INFINITY) this.#lazyAt = now + LAZY_MS
       if (now < this.#lazyAt) return
     }
@@ -540,6 +566,7 @@ export class Turn {
     outbox.linkDown(link, now)
     for (const consumer of link.consumers.values()) outbox.removeConsumer(consumer, now)
     settle.linkDown(link.peer)
+    this.store.inbox.linkDown(link.peer)
     this.schedule()
   }
 
@@ -582,29 +609,25 @@ export class Turn {
     this.#reincarnate(pair)
   }
 
-  /** Rule P9: this store was rolled back. It jumps over what others have accepted, with a new space, and goes on. */
+  /**
+   * Rule P9: this store was rolled back. It jumps over what others have accepted, with a new space, and goes on. What is
+   * in memory stays; only who we are changes, and no link is up until that is durable.
+   */
   #reincarnate(pair: Remembered): void {
+    const { store } = this
     this.#isJumping = true
-    this.store.outbox.hurry()
-    this.afterCommit(() => {
-      this.#isOpen = false
-      this.links.restart()
-      const { consumers } = this.store.inbox
-      const watched = this.store.outbox.watched()
-      this.open(
-        (error) => {
-          this.#isJumping = false
-          if (error) {
-            this.fail(error)
-            return
-          }
-          for (const consumer of consumers.values()) this.store.inbox.adopt(consumer)
-          for (const [name, sent] of watched) this.store.outbox.watch(sent, name.split('/')[0] as SpaceId)
-          for (const consumer of consumers.values()) this.addConsumer(consumer)
-        },
-        pair.epoch,
-        { epoch: pair.epoch, space: pair.space, last: pair.commit },
-      )
+    this.links.restart()
+    const { lineage } = store
+    lineage[lineage.length - 1]!.last = this.commitNumber + (this.#committing ? 1 : 0)
+    lineage.push({ epoch: pair.epoch, space: pair.space, last: pair.commit, isLost: true })
+    store.epoch = pair.epoch + JUMP_EPOCHS
+    store.space = this.options.clock.randomBytes(16).toString('hex') as SpaceId
+    lineage.push({ epoch: store.epoch, space: store.space, last: null })
+    store.outbox.reincarnate({ epoch: store.epoch, space: store.space })
+    this.commit([rows.put(rows.LINEAGE_KEY, lineage)], () => {
+      this.#isJumping = false
+      this.links.resume()
+      this.#linkSelf()
     })
   }
 

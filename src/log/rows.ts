@@ -67,6 +67,8 @@ export interface LineageEntry {
   readonly epoch: number
   readonly space: SpaceId
   last: number | null
+  /** Not this store's own any more: the incarnation that another peer remembers of it, and that a restore undid. */
+  readonly isLost?: true
 }
 
 // --- the sender's side
@@ -122,7 +124,14 @@ export interface IdRow {
   readonly number: number
   readonly at: number
 }
-export const idKey = (kind: DestinationKind, name: string, id: string): Buffer => key('id', `${kind}:`, u32(Buffer.byteLength(name)), name, id)
+const ID_KINDS: readonly DestinationKind[] = ['queue', 'topic', 'request', 'reply']
+/**
+ * The id comes first, so that an id alone finds its rows. Neither it nor the name has control characters: the byte of
+ * the kind ends it, and the longest id and name just fit into a key.
+ */
+export const idKey = (kind: DestinationKind, name: string, id: string): Buffer => key('id', id, Buffer.from([ID_KINDS.indexOf(kind)]), name)
+/** All rows of one id, whatever it was sent to. */
+export const idRange = (id: string): [from: Buffer, to: Buffer] => [key('id', id, Buffer.from([0])), key('id', id, Buffer.from([ID_KINDS.length]))]
 export const idAgeKey = (at: number, epoch: number, number: number): Buffer => key('idAge', u48(at), u32(epoch), u48(number))
 
 // --- the other peer, and the consumer's side

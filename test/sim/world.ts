@@ -403,7 +403,8 @@ class World {
     const { disk, options } = machine
     const { name } = options
     this.#scan(machine, false)
-    if (snapshot === null) {
+    // A backup from before the store existed leaves nothing behind, like a wipe.
+    if (snapshot === null || snapshot.rows.size === 0) {
       disk.wipe()
       this.recorder.add(name, { f: 'wipe', store: name })
       this.#allowed.push({ about: name, verdicts: ['RECEIVER_RESET', 'SENDER_RESET'] })
@@ -411,6 +412,9 @@ class World {
       disk.restore(snapshot)
       this.recorder.add(name, { f: 'restore', store: name, to: snapshot.commit, toT: snapshot.at })
       this.#allowed.push({ about: name, verdicts: ['RECEIVER_ROLLBACK', 'SENDER_ROLLBACK', 'FENCED', 'STALE_ROUTE'] })
+      // Restored twice, it may have to jump twice within a minute, which is what two clones look like.
+      if (this.recorder.events.filter((event) => event.f === 'restore' && event.store === name).length > 1)
+        for (const { name: about } of this.#options.nodes) this.#allowed.push({ about, verdicts: ['DUPLICATE_IDENTITY'] })
     }
     this.#count(snapshot === null ? 'store wiped' : 'store restored')
   }
