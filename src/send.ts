@@ -123,8 +123,7 @@ export class Sender {
   }
 
   #newSent(draft: Draft): Sent {
-    const { id, number } = this.turn.store.outbox.nextId()
-    return new Sent(draft.meta?.i ?? id, number, draft.durability)
+    return this.turn.store.outbox.newSent(draft.meta?.i ?? null, draft.durability)
   }
 
   /** The first message with a caller's id, inside the window. */
@@ -137,7 +136,7 @@ export class Sender {
     const space = lineage.find((entry) => entry.epoch === row.epoch)?.space ?? null
     const live = space === null ? undefined : outbox.sentOf(space, row.number)
     if (live) return live
-    const sent = new Sent(id, row.number, this.turn.options.durability)
+    const sent = new Sent(id, '', row.number, this.turn.options.durability)
     sent.space = space
     // It is accepted; how it ended is looked up when someone asks.
     sent.unsettled = 1
