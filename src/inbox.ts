@@ -396,7 +396,7 @@ export class Inbox {
 
   /** The answer to what RESUME asks of one lane. */
   answer(peer: PeerId, space: SpaceId, route: number, from: number, to: number): { done: number[]; dead: number[]; running: number[] } {
-    if (this.#tombstones.has(space)) return { done: [from, to], dead: [], running: [] }
+    if (this.#tombstones.has(space)) return { done: to >= from ? [from, to] : [], dead: [], running: [] }
     const lane = this.lanes.get(laneName(space, route))
     if (!lane || lane.peer !== peer) return { done: [], dead: [], running: [] }
     const running: number[] = []
