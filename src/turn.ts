@@ -80,6 +80,7 @@ export class Turn {
   #nextBeat = 0
   #lastJump = Number.NEGATIVE_INFINITY
   #lossSerial = 0
+  #openedAt = 0
   #isJumping = false
   #isBeat = false
 
@@ -113,6 +114,7 @@ export class Turn {
       }
       this.store = opened
       this.commitNumber = opened.commit
+      this.#openedAt = clock.now()
       this.#isOpen = true
       this.#linkSelf()
       this.#nextBeat = clock.now() + limits.heartbeatMs
@@ -177,6 +179,11 @@ export class Turn {
   }
 
   readonly #onFailure = new Set<(error: Error) => void>()
+
+  /** Milliseconds for which the store has been open in all its incarnations: whole, and moved by no wall clock. */
+  get openMs(): number {
+    return Math.round(this.store.openMs + this.options.clock.now() - this.#openedAt)
+  }
 
   /** Someone waits for more than a confirmation and must hear of a fail-stop; calling the result forgets it. */
   onFailure(reject: (error: Error) => void): () => void {
@@ -461,7 +468,7 @@ export class Turn {
     for (const peer of this.#dirtyPeers) batch.push(rows.put(rows.peerKey(peer), this.store.peers.get(peer)))
     this.#dirtyPeers.clear()
     const commit = this.commitNumber + 1
-    batch.push(rows.put(rows.COMMIT_KEY, commit))
+    batch.push(rows.put(rows.COMMIT_KEY, [commit, this.openMs]))
     this.#committing = { batch, commit, stateVersion: this.state.version, waiters: this.#waiters, since: now }
     this.#waiters = []
     this.#send()

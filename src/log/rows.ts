@@ -58,7 +58,10 @@ export const putEmpty = (at: Buffer): Change => ({ key: at, value: EMPTY })
 
 // --- incarnation
 
-/** Number of the last commit: one more with each batch. */
+/**
+ * Number of the last commit, one more with each batch, and the milliseconds for which the store has been open in all:
+ * a clock that no change of the wall clock can move.
+ */
 export const COMMIT_KEY = Buffer.from([TABLE.commit])
 export const LINEAGE_KEY = Buffer.from([TABLE.lineage])
 
