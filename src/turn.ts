@@ -404,8 +404,25 @@ export class Turn {
       this.store.settle.expired(held)
       this.#released(held, false)
     }
-    for (const [held, taker] of start) this.#give(held, taker)
+    for (const [held, taker] of start) {
+      if (held.redelivered && !held.lane.isMemory) this.store.settle.markFirst(held)
+      else this.#give(held, taker)
+    }
     if (alone) this.store.settle.markAlone(alone)
+  }
+
+  /** What waited for its start mark to be durable. */
+  #startMarked(now: number): void {
+    const { first, alone } = this.store.settle.committed()
+    for (const held of first) {
+      const taker = this.handlers.takerOf(held)
+      if (taker) this.#give(held, taker)
+      else this.settleUnseen(held)
+    }
+    for (const held of alone) {
+      const taker = this.handlers.startAlone(held, now)
+      if (taker) this.#give(held, taker)
+    }
   }
 
   #give(held: Held, taker: Taker): void {
@@ -434,7 +451,7 @@ export class Turn {
     const isUrgent = outbox.wantsCommit || inbox.wantsCommit || settle.wantsCommit || this.#changes.length > 0 || this.#waiters.length > 0
     if (!isUrgent) {
       // What is remembered of a peer rides along with what relies on it; alone it would make idle peers write for ever.
-      if (!outbox.hasLazy) return
+      if (!outbox.hasLazy && !settle.hasMarks) return
       if (this.#lazyAt === Number.POSITIVE_INFINITY) this.#lazyAt = now + LAZY_MS
       if (now < this.#lazyAt) return
     }
@@ -474,10 +491,7 @@ export class Turn {
     this.commitNumber = running.commit
     this.store.outbox.committed(now)
     this.state.committed(running.stateVersion)
-    for (const held of this.store.settle.committed()) {
-      const taker = this.handlers.startAlone(held, now)
-      if (taker) this.#give(held, taker)
-    }
+    this.#startMarked(now)
     for (const done of running.waiters) done()
     this.schedule()
   }
