@@ -418,11 +418,25 @@ export class Turn {
         this.store.settle.expired(held)
         this.#released(held, false)
       }
-      for (const held of start) this.#give(held)
+      for (const held of start) {
+        // One that has run before may be what ended that process: the next end must find its mark.
+        if (held.redelivered && !held.lane.isMemory) this.store.settle.markFirst(held)
+        else this.#give(held)
+      }
       if (alone) this.store.settle.markAlone(alone)
       if (start.length === 0 && expired.length === 0) return
     }
     this.schedule()
+  }
+
+  /** What waited for its start mark to be durable. */
+  #startMarked(now: number): void {
+    const { first, alone } = this.store.settle.committed()
+    for (const held of first) {
+      if (this.handlers.takerOf(held)) this.#give(held)
+      else this.settleUnseen(held)
+    }
+    for (const held of alone) if (this.handlers.startAlone(held, now)) this.#give(held)
   }
 
   #give(held: Held): void {
@@ -455,7 +469,7 @@ export class Turn {
     const isUrgent = outbox.wantsCommit(now) || inbox.wantsCommit || settle.wantsCommit || this.#changes.length > 0 || this.#waiters.length > 0
     if (!isUrgent) {
       // What is remembered of a peer rides along with what relies on it; alone it would make idle peers write for ever.
-      if (!outbox.hasLazy) return
+      if (!outbox.hasLazy && !settle.hasMarks) return
       if (this.#lazyAt === Number.POSITIVE_INFINITY) this.#lazyAt = now + LAZY_MS
       if (now < this.#lazyAt) return
     }
@@ -495,9 +509,7 @@ export class Turn {
     this.commitNumber = running.commit
     this.store.outbox.committed(now)
     this.state.committed(running.stateVersion)
-    for (const held of this.store.settle.committed()) {
-      if (this.handlers.startAlone(held, now)) this.#give(held)
-    }
+    this.#startMarked(now)
     for (const done of running.waiters) done()
     this.schedule()
   }
