@@ -179,12 +179,18 @@ export class HeldDelivery implements Delivery {
     return this.#settle(() => {
       checkOptions('nack', options, ['delayMs', 'reason'])
       if (options.delayMs !== undefined) checkInteger('delayMs', options.delayMs, 0, DELAY_MAX_MS)
-      return this.host.turn.settleFailed(this.held, String(options.reason ?? 'NACK'), options.delayMs)
+      return settleThrown(this.host, this.held, String(options.reason ?? 'NACK'), options.delayMs)
     })
   }
 
   reject(reason: string): Promise<void> {
-    return this.#settle(() => this.host.turn.settleRejected(this.held, String(reason || 'REJECTED')))
+    return this.#settle(() => {
+      const told = String(reason || 'REJECTED')
+      if (this.kind !== 'request') return this.host.turn.settleRejected(this.held, told)
+      // Whoever asked is told; there is nothing left to keep.
+      this.host.reply(this.held, null, told.slice(0, REASON_CHARACTERS))
+      return this.host.turn.settleDone(this.held, [])
+    })
   }
 
   #settle(settle: () => boolean): Promise<void> {
@@ -309,12 +315,11 @@ function failed(host: DeliveryHost, gate: ConflictGate, held: Held, tx: TxFace, 
   settleThrown(host, held, thrown)
 }
 
-/** Again, or the end; whoever asked hears of the last failure. */
-function settleThrown(host: DeliveryHost, held: Held, thrown: unknown): void {
+/** Again, or the end; whoever asked hears of the last failure. False where the lease is lost. */
+function settleThrown(host: DeliveryHost, held: Held, thrown: unknown, delayMs?: number): boolean {
   const { turn } = host
   const reason = reasonOf(thrown).slice(0, REASON_CHARACTERS)
-  if (held.consumer.kind === 'request' && held.attempts + 1 >= held.consumer.policy.maxAttempts) {
-    host.reply(held, null, reason)
-    turn.settleDone(held, [])
-  } else turn.settleFailed(held, reason, undefined)
+  if (held.consumer.kind !== 'request' || held.attempts + 1 < held.consumer.policy.maxAttempts) return turn.settleFailed(held, reason, delayMs)
+  host.reply(held, null, reason)
+  return turn.settleDone(held, [])
 }
