@@ -157,12 +157,8 @@ export class Exchange {
     const ack = readAck(packet, start, end)
     const outcome = ACK_OUTCOMES[ack.outcome]
     if (outcome === undefined) throw violation(`an ACK has the outcome ${ack.outcome}`)
-    const withdraw = this.machines().outbox.ack(link.peer, ack.space, ack.route, ack.ends, outcome)
-    for (const { lane, sequence, peer } of withdraw) this.withdrawals.push({ peer, fields: [lane.spaceBytes, lane.number, sequence] })
+    this.machines().outbox.ack(link.peer, ack.space, ack.route, ack.ends, outcome)
   }
-
-  /** WITHDRAW frames to be sent to others. */
-  readonly withdrawals: Array<{ peer: PeerId; fields: unknown[] }> = []
 
   #nack(link: LinkConnection, fields: unknown[]): void {
     const [spaceField, route, sequence, kind, attempts, delayMs, history] = fields
@@ -284,7 +280,7 @@ export class Exchange {
 
   #tellProgress(link: LinkConnection, outbox: Outbox, commit: number, least: number): void {
     const lanes = [...outbox.untold(link, least)]
-    if (lanes.length === 0 && link.toldCommit === commit) return
+    if (lanes.length === 0 && (least === 1 || link.toldCommit === commit)) return
     link.toldCommit = commit
     link.writer.control(FRAME.progress, [commit, lanes])
   }

@@ -41,7 +41,7 @@ export const LIMITS = {
   keyBytes: 255,
   idBytes: 255,
   headerBytes: 16 * 1024,
-  bodyBytes: 256 * 1024 * 1024,
+  bodyBytes: 960 * 1024,
   frameBytes: 1024 * 1024,
   creditMessages: 1000,
   creditBytes: 8 * 1024 * 1024,

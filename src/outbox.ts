@@ -385,7 +385,7 @@ export class Outbox {
   loaded(lane: Lane, records: ReadonlyArray<{ sequence: number; frame: Buffer }>, to: number, wallNow: number, now: number): void {
     for (const { sequence, frame } of records) {
       if (lane.finishedOnDisk.has(sequence)) {
-        this.#forgetRecord(lane, sequence, frame.length, 'done', data.number(frame, 0))
+        this.#forgetRecord(lane, sequence, frame.length, lane.deadOnDisk.has(sequence) ? 'dead' : 'done', data.number(frame, 0))
         continue
       }
       const entry = new Entry(lane.route, lane, sequence, data.number(frame, 0), frame, 0, frame.length, data.created(frame, 0), this.#watched.get(watchName(lane.space, data.number(frame, 0))) ?? null)
@@ -403,6 +403,8 @@ export class Outbox {
       }
       this.#admit(entry, data.key(frame, 0), false, Math.max((meta?.d ?? 0) - wallNow, (nacked?.due ?? 0) - now), now)
       lane.nacked.delete(sequence)
+      // A retry keeps its key waiting; a delay that its sender asked for does not.
+      if (nacked && entry.state === 'waiting') lane.route.hold(entry)
       if (lane.route.isDropped) this.#expire(entry, now)
     }
     lane.loadedTo = Math.max(lane.loadedTo, to)
@@ -481,7 +483,8 @@ export class Outbox {
       if (!lane.isFinished) open.add(lane.space)
       if (lane.isMemory ? !this.#hasDoubt(lane, peer) : !lane.touched.has(peer)) continue
       const { through, exceptions } = lane.finished
-      lanes.push([lane.spaceBytes, lane.number, lane.base, lane.next - 1, this.rules.tellFinished ? through : 0, exceptions])
+      const contested = [...lane.contested.keys()]
+      lanes.push([lane.spaceBytes, lane.number, Math.min(lane.base, ...contested), lane.next - 1, this.rules.tellFinished ? through : 0, exceptions])
     }
     return { open: [...open], lanes }
   }
@@ -501,6 +504,7 @@ export class Outbox {
       for (const [sequence, at] of lane.running) if (at === peer) lane.running.delete(sequence)
       this.#settleRanges(lane, answer.done, 'done', peer)
       this.#settleRanges(lane, answer.dead, 'dead', peer)
+      for (const [sequence, { others }] of lane.contested) if (others.has(peer) && !answer.running.includes(sequence)) this.#heardOf(lane, sequence, peer)
       if (!this.rules.resumeListsRunning) continue
       for (const sequence of answer.running) {
         const entry = lane.get(sequence)
@@ -551,30 +555,29 @@ export class Outbox {
     return freed
   }
 
-  ack(peer: PeerId, space: string, number: number, ends: readonly number[], outcome: Outcome): Array<{ lane: Lane; sequence: number; peer: PeerId }> {
+  ack(peer: PeerId, space: string, number: number, ends: readonly number[], outcome: Outcome): void {
     const lane = this.#lanes.get(laneName(space, number))
-    if (!lane) return []
+    if (!lane) return
     if (!lane.isOld && ends[ends.length - 1]! >= lane.next) throw violation(`it acknowledged a message that was never sent (${ends[ends.length - 1]})`)
-    return this.#settleRanges(lane, this.rules.exactAcks ? ends : [1, ends[ends.length - 1]!], outcome, peer)
+    this.#settleRanges(lane, this.rules.exactAcks ? ends : [1, ends[ends.length - 1]!], outcome, peer)
   }
 
-  /** Settles ranges of a lane; gives those whose other holder has to withdraw its dead letter (rule P13). */
-  #settleRanges(lane: Lane, ends: readonly number[], outcome: Outcome, peer: PeerId): Array<{ lane: Lane; sequence: number; peer: PeerId }> {
-    const withdraw: Array<{ lane: Lane; sequence: number; peer: PeerId }> = []
+  /** Settles ranges of a lane, of what was with this peer. */
+  #settleRanges(lane: Lane, ends: readonly number[], outcome: Outcome, peer: PeerId): void {
     // Who had what of an older space was with its process: any consumer that was given some may tell.
     const mayHold = lane.isOld && (lane.touched.has(peer) || !this.rules.touchFirst)
     for (let i = 0; i < ends.length; i += 2) {
       const from = ends[i]!
       const to = Math.min(ends[i + 1]!, lane.next - 1)
       if (to >= lane.loadedTo && mayHold) lane.finishedOnDisk.addRange(Math.max(from, lane.loadedTo), to)
+      if (to >= lane.loadedTo && mayHold && outcome === 'dead') lane.deadOnDisk.addRange(Math.max(from, lane.loadedTo), to)
       for (const sequence of lane.stragglers.keys()) if (sequence >= from && sequence <= to) this.#settleOne(lane, sequence, outcome, peer, mayHold)
       for (let sequence = Math.max(from, lane.base); sequence <= Math.min(to, lane.loadedTo - 1); sequence++) this.#settleOne(lane, sequence, outcome, peer, mayHold)
-      for (const sequence of lane.contested.keys()) if (sequence >= from && sequence <= to) this.#contest(lane, sequence, outcome, peer, withdraw)
+      for (const sequence of lane.contested.keys()) if (sequence >= from && sequence <= to) this.#contest(lane, sequence, outcome, peer)
       for (const sequence of lane.running.keys()) if (sequence >= from && sequence <= ends[i + 1]!) lane.running.delete(sequence)
     }
     this.#active.add(lane.route)
     this.#retire(lane)
-    return withdraw
   }
 
   /** Nobody settles what was never with it. */
@@ -584,24 +587,40 @@ export class Outbox {
     if (mayHold || entry.target?.peer === peer || entry.doubtAt === peer || entry.others?.has(peer)) this.#finish(entry, outcome, peer)
   }
 
-  /** A second outcome of one message: done beats dead. */
-  #contest(lane: Lane, sequence: number, outcome: Outcome, peer: PeerId, withdraw: Array<{ lane: Lane; sequence: number; peer: PeerId }>): void {
+  /** Dead letters to be taken back, with the peers that hold them (rule P13). */
+  withdrawals: Array<{ lane: Lane; sequence: number; peer: PeerId }> = []
+
+  /** A second outcome of one message: done beats dead, and of two dead letters the first one stays. */
+  #contest(lane: Lane, sequence: number, outcome: Outcome, peer: PeerId): void {
     const first = lane.contested.get(sequence)!
-    if (first.outcome === outcome || first.by === peer) return
-    const dead = outcome === 'dead' ? peer : first.by
-    if (dead !== null) withdraw.push({ lane, sequence, peer: dead })
-    if (outcome === 'done') lane.contested.set(sequence, { outcome, by: peer })
+    if (first.by === peer) return
+    if (outcome === 'dead') this.withdrawals.push({ lane, sequence, peer })
+    else if (outcome === 'done' && first.outcome === 'dead') {
+      if (first.by !== null) this.withdrawals.push({ lane, sequence, peer: first.by })
+      first.outcome = outcome
+      first.by = peer
+    }
+    this.#heardOf(lane, sequence, peer)
+  }
+
+  /** One of the holders of a contested message has said how it ended there. */
+  #heardOf(lane: Lane, sequence: number, peer: PeerId): void {
+    const contested = lane.contested.get(sequence)
+    contested?.others.delete(peer)
+    if (contested?.others.size === 0) lane.contested.delete(sequence)
   }
 
   nack(peer: PeerId, space: string, number: number, sequence: number, fields: NackFields, now: number): void {
     const lane = this.#lanes.get(laneName(space, number))
-    if (!lane || sequence >= lane.next) return
+    if (!lane) return
     const entry = lane.get(sequence)
     if (!entry) {
       if (lane.running.get(sequence) !== peer) return
       lane.running.delete(sequence)
-      lane.nacked.set(sequence, { attempts: fields.attempts, due: now + fields.delayMs, history: fields.history })
+      // Of some that run, this store may know nothing: they were never written, or a restore undid them.
+      if (sequence < lane.next) lane.nacked.set(sequence, { attempts: fields.attempts, due: now + fields.delayMs, history: fields.history })
       this.#active.add(lane.route)
+      this.#retire(lane)
       return
     }
     const holds = (entry.state === 'out' && entry.target?.peer === peer) || (entry.state === 'doubt' && entry.doubtAt === peer)
@@ -635,12 +654,18 @@ export class Outbox {
   #finish(entry: Entry, outcome: Outcome, by: PeerId | null): void {
     const { route, lane } = entry
     if (entry.state === 'settled') return
+    const holder = entry.target?.peer ?? entry.doubtAt
     route.takeBack(entry)
     if (entry.doubtAt !== null) this.#doubt.get(entry.doubtAt)?.delete(entry)
     entry.state = 'settled'
     route.unhold(entry)
     lane.finish(entry.sequence)
-    if (entry.others) lane.contested.set(entry.sequence, { outcome, by })
+    // One that it was given up on has ended it, or it has failed over before: someone else may yet say otherwise.
+    if (by !== null && holder !== null && holder !== by) entry.others = (entry.others ?? new Set()).add(holder)
+    if (entry.others) {
+      if (by !== null) entry.others.delete(by)
+      if (entry.others.size > 0) lane.contested.set(entry.sequence, { outcome, by, others: entry.others })
+    }
     if (lane.isMemory) route.memoryCounters[outcome]++
     else if (outcome !== 'expired') route.counters[outcome]++
     if (entry.write === 'writing' || entry.write === 'durable')

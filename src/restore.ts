@@ -104,7 +104,7 @@ function restoreOutbox(facts: OpenFacts, outbox: Outbox, lineage: readonly rows.
     const name = `${at}/${route}`
     touched.set(name, [...(touched.get(name) ?? []), peer])
   })
-  const spaces = new Map(lineage.map((entry) => [entry.epoch, entry.space]))
+  const spaces = new Map(lineage.filter((entry) => !entry.isLost).map((entry) => [entry.epoch, entry.space]))
   for (const { number, row } of found) {
     const counters = log.get(rows.countersKey(number))
     outbox.restoreRoute(number, row, counters && rows.read<number[]>(counters), now)

@@ -108,7 +108,7 @@ export class Inspector {
     const { space, number } = place
     const { outbox, lineage } = this.turn.store
     const { isOurs, isPending, onDisk } = outbox.whereIs(space, number)
-    const entry = lineage.find((candidate) => candidate.space === space)
+    const entry = lineage.find((candidate) => candidate.space === space && !candidate.isLost)
     if (!isOurs && !entry) return 'unknown'
     if (isPending || onDisk.some((lane) => this.#isOnDisk(lane, number))) return 'pending'
     if (entry) {
@@ -125,7 +125,7 @@ export class Inspector {
     let found: { space: string; number: number } | null = null
     this.turn.options.log.scan(from, to, (_key, value) => {
       const row = rows.read<rows.IdRow>(value)
-      const entry = this.turn.store.lineage.find((candidate) => candidate.epoch === row.epoch)
+      const entry = this.turn.store.lineage.find((candidate) => candidate.epoch === row.epoch && !candidate.isLost)
       if (entry) found = { space: entry.space, number: row.number }
       return found === null
     })
@@ -137,7 +137,7 @@ export class Inspector {
     const story: string[] = []
     const place = this.#place(id)
     if (place) {
-      const entry = this.turn.store.lineage.find((candidate) => candidate.space === place.space)
+      const entry = this.turn.store.lineage.find((candidate) => candidate.space === place.space && !candidate.isLost)
       if (entry) story.push(`It was accepted here as message ${place.number} of epoch ${entry.epoch}.`)
       for (const line of this.turn.store.outbox.storyOf(place.space, place.number)) story.push(line)
     }

@@ -52,6 +52,8 @@ const SLOW_COMMIT_MS = 5000
 const FULL_RETRY_MS = 250
 const LOAD_MESSAGES = 1024
 const JUMP_WINDOW_MS = 60_000
+/** A jump goes so far that the pairs which other peers remember of the same lost time lie below it too. */
+const JUMP_EPOCHS = 1024
 
 export class Turn {
   readonly handlers = new Handlers()
@@ -413,7 +415,8 @@ export class Turn {
   }
 
   #withdrawals(): void {
-    for (const { peer, fields } of this.exchange.withdrawals.splice(0)) this.links.up.get(peer)?.writer.control(FRAME.withdraw, fields)
+    for (const { lane, sequence, peer } of this.store.outbox.withdrawals.splice(0))
+      this.links.up.get(peer)?.writer.control(FRAME.withdraw, [lane.spaceBytes, lane.number, sequence])
   }
 
   #flush(): void {
@@ -430,7 +433,8 @@ export class Turn {
     const { outbox, inbox, settle } = this.store
     const isUrgent = outbox.wantsCommit || inbox.wantsCommit || settle.wantsCommit || this.#changes.length > 0 || this.#waiters.length > 0
     if (!isUrgent) {
-      if (!outbox.hasLazy && this.#dirtyPeers.size === 0) return
+      // What is remembered of a peer rides along with what relies on it; alone it would make idle peers write for ever.
+      if (!outbox.hasLazy) return
       if (this.#lazyAt === Number.POSITIVE_INFINITY) this.#lazyAt = now + LAZY_MS
       if (now < this.#lazyAt) return
     }
@@ -600,8 +604,8 @@ export class Turn {
     this.links.restart()
     const { lineage } = store
     lineage[lineage.length - 1]!.last = this.commitNumber + (this.#committing ? 1 : 0)
-    lineage.push({ epoch: pair.epoch, space: pair.space, last: pair.commit })
-    store.epoch = pair.epoch + 1
+    lineage.push({ epoch: pair.epoch, space: pair.space, last: pair.commit, isLost: true })
+    store.epoch = pair.epoch + JUMP_EPOCHS
     store.space = this.options.clock.randomBytes(16).toString('hex') as SpaceId
     lineage.push({ epoch: store.epoch, space: store.space, last: null })
     store.outbox.reincarnate({ epoch: store.epoch, space: store.space })

@@ -67,6 +67,8 @@ export interface LineageEntry {
   readonly epoch: number
   readonly space: SpaceId
   last: number | null
+  /** Not this store's own any more: the incarnation that another peer remembers of it, and that a restore undid. */
+  readonly isLost?: true
 }
 
 // --- the sender's side
@@ -123,6 +125,8 @@ export interface IdRow {
   readonly epoch: number
   readonly number: number
   readonly at: number
+  /** Counts the ids of this store from 1: two of them tell how many lie between. */
+  readonly serial: number
 }
 const ID_KINDS: readonly DestinationKind[] = ['queue', 'topic', 'request', 'reply']
 /**

@@ -129,10 +129,22 @@ class CoreNode implements SimNode {
         turn.state.get(tx, key)
         tx.writes.set(key, rows.put(Buffer.alloc(0), value).value!)
       },
-      send: ({ value, queue, key, id }) => tx.sends.push(this.#sender!.draftSend('send', queue, value, optionsOf(key, id))),
+      send: ({ value, queue, key, id }) => {
+        try {
+          tx.sends.push(this.#sender!.draftSend('send', queue, value, optionsOf(key, id)))
+        } catch (thrown) {
+          if (!(thrown instanceof PeerpostError)) throw thrown
+          refused = thrown.code
+        }
+      },
     }
+    // What a real handler would throw out of `tx.send`.
+    let refused: string | null = null
     this.#seat.handle(delivery, face, (settlement) => {
-      if (settlement.kind === 'done') this.#done(turn, held, tx, conflicts)
+      if (refused !== null) {
+        turn.state.end(tx)
+        turn.settleFailed(held, refused, undefined)
+      } else if (settlement.kind === 'done') this.#done(turn, held, tx, conflicts)
       else {
         turn.state.end(tx)
         if (settlement.kind === 'throw') turn.settleFailed(held, settlement.reason, undefined)
@@ -259,7 +271,7 @@ function* scan(disk: SimDisk): Iterable<Fact> {
     return all.filter(({ key }) => Buffer.compare(key, from) >= 0 && Buffer.compare(key, to) < 0)
   }
   for (const { key, value } of all)
-    if (key.equals(rows.LINEAGE_KEY)) for (const entry of rows.read<rows.LineageEntry[]>(value)) lineage.set(entry.epoch, entry.space)
+    if (key.equals(rows.LINEAGE_KEY)) for (const entry of rows.read<rows.LineageEntry[]>(value)) if (!entry.isLost) lineage.set(entry.epoch, entry.space)
   for (const { key, value, commit, at } of inTable('state')) yield { kind: 'state', key: rows.stateOfKey(key), value: rows.read<string>(value), commit, at }
   for (const { value, commit, at } of inTable('deadLetter')) {
     const letter = rows.read<rows.DeadLetterRow>(value)

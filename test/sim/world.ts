@@ -169,7 +169,8 @@ interface Machine {
 
 /** How often the drain is looked for, and how long it has to last. */
 const LOOK_MS = 100
-const SETTLE_MS = 2000
+// Long enough for a connection whose other end died unheard to be given up and made anew: only then is a loss seen.
+const SETTLE_MS = 8000
 
 class World {
   readonly kernel: Kernel
@@ -403,7 +404,8 @@ class World {
     const { disk, options } = machine
     const { name } = options
     this.#scan(machine, false)
-    if (snapshot === null) {
+    // A backup from before the store existed leaves nothing behind, like a wipe.
+    if (snapshot === null || snapshot.rows.size === 0) {
       disk.wipe()
       this.recorder.add(name, { f: 'wipe', store: name })
       this.#allowed.push({ about: name, verdicts: ['RECEIVER_RESET', 'SENDER_RESET'] })
@@ -411,6 +413,9 @@ class World {
       disk.restore(snapshot)
       this.recorder.add(name, { f: 'restore', store: name, to: snapshot.commit, toT: snapshot.at })
       this.#allowed.push({ about: name, verdicts: ['RECEIVER_ROLLBACK', 'SENDER_ROLLBACK', 'FENCED', 'STALE_ROUTE'] })
+      // Restored twice, it may have to jump twice within a minute, which is what two clones look like.
+      if (this.recorder.events.filter((event) => event.f === 'restore' && event.store === name).length > 1)
+        for (const { name: about } of this.#options.nodes) this.#allowed.push({ about, verdicts: ['DUPLICATE_IDENTITY'] })
     }
     this.#count(snapshot === null ? 'store wiped' : 'store restored')
   }
