@@ -63,6 +63,9 @@ export class TxFace implements Transaction {
   }
 
   range<Value>(from: string, to: string, limit = 1000): Array<{ key: string; value: Value }> {
+    for (const end of [from, to])
+      if (typeof end !== 'string' || Buffer.byteLength(end) > STATE_KEY_BYTES) throw new PeerpostError('KEY_INVALID', `The ends of a range must be strings of at most ${STATE_KEY_BYTES} bytes.`)
+    checkInteger('limit', limit, 1, RANGE_MAX)
     return this.host.turn.state.range(this.#use(), from, to, limit) as Array<{ key: string; value: Value }>
   }
 
@@ -92,11 +95,13 @@ export class TxFace implements Transaction {
   }
 }
 
+const STATE_KEY_BYTES = 500
+const RANGE_MAX = 1_000_000
 /** A value lies in one row of the log. */
 const STATE_BYTES = LIMITS.frameBytes - 1024
 
 function checkStateKey(key: string): string {
-  if (typeof key !== 'string' || key === '' || Buffer.byteLength(key) > 500)
+  if (typeof key !== 'string' || key === '' || Buffer.byteLength(key) > STATE_KEY_BYTES)
     throw new PeerpostError('KEY_INVALID', 'A state key must be a string of 1 to 500 bytes.')
   return key
 }
@@ -296,6 +301,7 @@ function complete(host: DeliveryHost, held: Held, buffer: TxBuffer | null, value
     if (held.consumer.kind === 'request') host.reply(held, buffer?.reply ? buffer.reply.body : value, null)
     let changes: Change[] = []
     if (buffer) {
+      if (buffer.bytes > 0) turn.checkRoom(buffer.bytes)
       host.appendSends(buffer)
       changes = turn.state.apply(buffer)
     }

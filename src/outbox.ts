@@ -368,7 +368,8 @@ export class Outbox {
       entry.route.unhold(entry)
       this.#due.add(now + delay, entry)
       if (entry.key) entry.route.advanceKey(entry.key)
-    } else entry.route.release(entry)
+    } else if (entry.key === null) entry.route.enqueue(entry)
+    else entry.route.release(entry)
     if (entry.route.isDropped) this.#expire(entry, now)
   }
 
@@ -894,7 +895,7 @@ export class Outbox {
   /** Lanes of a space, and whether a message number of it is among what is in memory and unsettled. */
   whereIs(space: string, number: number): { isOurs: boolean; isPending: boolean; onDisk: Lane[] } {
     const lanes = [...this.#lanes.values()].filter((lane) => lane.space === space)
-    const isOurs = lanes.length > 0 || (space === this.incarnation.space && number <= this.#number)
+    const isOurs = space === this.incarnation.space ? number <= this.#number : lanes.length > 0
     const isIt = (entry: Entry): boolean => entry.number === number && entry.lane.space === space && entry.state !== 'settled'
     const isPending = lanes.some((lane) => lane.findNumber(number)) || this.#wanted.some(isIt) || this.#writing.some(isIt)
     return { isOurs, isPending, onDisk: lanes.filter((lane) => lane.loadedTo < lane.next) }

@@ -120,7 +120,8 @@ t.test('messages of a transaction leave if and only if it commits', async (t) =>
       tx.put('done', true)
     })
     await eventually(() => got.length === 3)
-    t.same(got, [{ n: 1 }, Buffer.from('bytes'), 'news'], 'as they were when they were sent')
+    t.equal(got.filter((each) => each === 'news').length, 1)
+    t.same(got.filter((each) => each !== 'news'), [{ n: 1 }, Buffer.from('bytes')], 'as they were when they were sent')
     t.equal(await sender.transaction((tx) => tx.get('never')), undefined)
   }
 })
