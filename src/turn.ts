@@ -83,6 +83,8 @@ export class Turn {
   #openedAt = 0
   #isJumping = false
   #isBeat = false
+  /** Nothing is put off any more. */
+  #isDraining = false
 
   constructor(readonly options: TurnOptions) {
     const { clock, proofs, network, limits, rules, log } = options
@@ -264,6 +266,7 @@ export class Turn {
   /** Takes nothing new, and gives back at once what did not start: nobody has to wait until it is missed. */
   drain(): void {
     this.handlers.drain()
+    this.#isDraining = true
     const { inbox, settle } = this.store
     for (const consumer of [...inbox.consumers.values()]) {
       if (consumer.kind === 'reply') continue
@@ -471,7 +474,7 @@ export class Turn {
       // What is remembered of a peer rides along with what relies on it; alone it would make idle peers write for ever.
       if (!outbox.hasLazy && !settle.hasMarks) return
       if (this.#lazyAt === Number.POSITIVE_INFINITY) this.#lazyAt = now + LAZY_MS
-      if (now < this.#lazyAt) return
+      if (now < this.#lazyAt && !this.#isDraining) return
     }
     this.#lazyAt = Number.POSITIVE_INFINITY
     const batch = this.#changes
@@ -670,7 +673,7 @@ export class Turn {
   /** Is everything written and told that was begun? */
   get isQuiet(): boolean {
     const { outbox, inbox, settle } = this.store
-    return !this.#committing && outbox.isWritten && !inbox.wantsCommit && !settle.wantsCommit && this.#changes.length === 0 && this.#waiters.length === 0
+    return !this.#committing && outbox.isWritten && !outbox.hasLazy && !inbox.wantsCommit && !settle.wantsCommit && this.#changes.length === 0 && this.#waiters.length === 0
   }
 
   get isFull(): boolean {

@@ -85,6 +85,8 @@ export interface RouteRow {
   readonly durable: boolean
   /** The peer whose own subscription this is, where members of other peers do not share it. */
   readonly owner: string
+  /** It ended while some of it was not settled. */
+  readonly dropped?: true
 }
 export const routeKey = (route: number): Buffer => key('route', u32(route))
 export const routeOfKey = (at: Buffer): number => at.readUInt32BE(1)
