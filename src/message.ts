@@ -82,7 +82,7 @@ export interface SendOptions {
   readonly at?: Date | number
   /** Expires when no consumer started it within this time. */
   readonly ttlMs?: number
-  /** 0 to 9, 4 unless given. */
+  /** 0 to 9, 4 unless given. The consumer is told; it does not change the order of delivery yet. */
   readonly priority?: number
   readonly headers?: Headers
   /** Lower than the class of the store; never higher. */
