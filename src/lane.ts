@@ -193,6 +193,9 @@ export class RemoteConsumer {
   sentBytes = 0
   /** Handed over and not settled. */
   out = 0
+  /** The lane that was handed over last, and its number on this connection: mostly the next one is of it too. */
+  lane: Lane | null = null
+  laneNumber = 0
   /** Keys that wait for this consumer's credit. */
   stalled: KeyState[] = []
 
