@@ -219,7 +219,7 @@ export class Outbox {
       lane.durableTo = lane.next
       this.#confirm(entry, 'sender', 'memory')
     } else {
-      this.#wanted.add(entry, now)
+      this.#wanted.add(entry)
       route.unwritten++
       route.unwrittenBytes += entry.bytes
       this.unwrittenBytes += rowBytes(entry.bytes)
