@@ -66,6 +66,8 @@ export class Outbox {
   written = 0
   #lanes = new Map<string, Lane>()
   #byName = new Map<string, Route>()
+  /** Queues again, by their name alone: to put the whole name together takes longer than to find it. */
+  #queues = new Map<string, Route>()
   #topics: Route[] = []
   #topicCache = new Map<string, Route[]>()
   #active = new Set<Route>()
@@ -123,6 +125,7 @@ export class Outbox {
     const route = new Route(number, kind, name, group, owner, durable, this.rules)
     this.routes.set(number, route)
     this.#byName.set(routeName(kind, name, group, owner), route)
+    if (isPlainQueue(route)) this.#queues.set(name, route)
     if (kind === 'topic') {
       this.#topics.push(route)
       this.#topicCache.clear()
@@ -132,6 +135,10 @@ export class Outbox {
 
   findRoute(kind: DestinationKind, name: string, group: string, owner: string): Route | undefined {
     return this.#byName.get(routeName(kind, name, group, owner))
+  }
+
+  findQueue(name: string): Route | undefined {
+    return this.#queues.get(name)
   }
 
   /** The subscriptions that a topic goes to. */
@@ -152,6 +159,7 @@ export class Outbox {
     this.#topics = this.#topics.filter((other) => other !== route)
     this.#topicCache.clear()
     this.#byName.delete(routeName(kind, name, group, owner))
+    if (isPlainQueue(route)) this.#queues.delete(name)
     const row: rows.RouteRow = { kind, name, group, owner, durable, dropped: true }
     this.#changes.push(rows.put(rows.routeKey(route.number), row))
     for (const lane of route.lanes) {
@@ -225,7 +233,7 @@ export class Outbox {
       lane.durableTo = lane.next
       this.#confirm(entry, 'sender', 'memory')
     } else {
-      this.#wanted.add(entry, now)
+      this.#wanted.add(entry)
       route.unwritten++
       route.unwrittenBytes += entry.bytes
       this.unwrittenBytes += rowBytes(entry.bytes)
@@ -1014,6 +1022,7 @@ export interface ResumeAnswer {
 
 const SLAB_BYTES = 256 * 1024
 const MEMORY_ENDS = 10_000
+const isPlainQueue = ({ kind, group, owner }: Route): boolean => kind === 'queue' && group === '' && owner === ''
 const isSettled = (entry: Entry): boolean => entry.state === 'settled'
 const watchName = (space: string, number: number): string => `${space}/${number}`
 const laneName = (space: string, number: number): string => `${space}/${number}`

@@ -36,7 +36,7 @@ export class Sender {
   /** One message to a queue. Throws what is wrong with it; once it returns, the message is accepted or its end unknown. */
   send(queue: string, body: unknown, options: api.SendOptions): Sent {
     const { outbox } = this.turn.store
-    const route = outbox.findRoute('queue', queue, '', '') ?? outbox.route('queue', checkName('queue name', queue), '', '', true)
+    const route = outbox.findQueue(queue) ?? outbox.route('queue', checkName('queue name', queue), '', '', true)
     return this.#accept([route], 'queue', queue, this.draft(body, options, null, false), options)
   }
 

@@ -85,6 +85,9 @@ export class Turn {
   #isBeat = false
   /** Nothing is put off any more. */
   #isDraining = false
+  /** When the first message since the last turn was submitted; 0 before it. */
+  #submitWall = 0
+  #submitNow = 0
 
   constructor(readonly options: TurnOptions) {
     const { clock, proofs, network, limits, rules, log } = options
@@ -218,7 +221,12 @@ export class Turn {
   /** Appends a message to its routes. The caller has checked it. */
   submit(targets: readonly Route[], draft: Draft, sent: Sent): void {
     const { clock } = this.options
-    this.store.outbox.append(targets, draft, sent, clock.wall(), clock.now())
+    // One look at the clocks a turn serves all messages that do not depend on it.
+    if (this.#submitWall === 0 || draft.delayMs > 0 || draft.ttlMs !== Number.POSITIVE_INFINITY) {
+      this.#submitWall = clock.wall()
+      this.#submitNow = clock.now()
+    }
+    this.store.outbox.append(targets, draft, sent, this.#submitWall, this.#submitNow)
     this.schedule()
   }
 
@@ -359,6 +367,7 @@ export class Turn {
   #run(): void {
     const { clock } = this.options
     const now = clock.now()
+    this.#submitWall = 0
     this.#due(now)
     this.#load(now)
     this.#start(now)
