@@ -111,6 +111,7 @@ export class Exchange {
     const { verdict, held, sequence } = inbox.receive(lane, packet, start, end, this.clock.now(), this.clock.wall())
     switch (verdict) {
       case 'held':
+        if (!settle.rules.ackAfterHandler && lane.lane) settle.again(lane.lane, sequence)
         return
       case 'expired':
       case 'exhausted':

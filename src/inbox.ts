@@ -132,7 +132,8 @@ export class Inbox {
   }
 
   #laneOf(peer: PeerId, space: SpaceId, spaceBytes: Buffer, epoch: number, route: number): InLane {
-    const name = laneName(space, route)
+    // Switched off, what one incarnation numbered is taken for what another one did.
+    const name = this.rules.dedupBySpace ? laneName(space, route) : laneName(peer, route)
     let lane = this.lanes.get(name)
     if (!lane) {
       lane = new InLane(peer, space, spaceBytes, epoch, route)

@@ -211,6 +211,7 @@ export class Outbox {
       this.#confirm(entry, 'sender', 'memory')
     } else {
       this.#wanted.push(entry)
+      if (!this.rules.resolveAfterCommit) this.#confirm(entry, 'sender', this.storeClass)
       this.unwrittenBytes += rowBytes(entry.bytes)
       if (isBehind) {
         entry.state = 'spilled'
@@ -538,7 +539,7 @@ export class Outbox {
 
   ack(peer: PeerId, space: string, number: number, ends: readonly number[], outcome: Outcome): Array<{ lane: Lane; sequence: number; peer: PeerId }> {
     const lane = this.#lanes.get(laneName(space, number))
-    if (!lane) return []
+    if (!lane || (outcome === 'dead' && !this.rules.deadIsSettled)) return []
     if (!lane.isOld && ends[ends.length - 1]! >= lane.next) throw violation(`it acknowledged a message that was never sent (${ends[ends.length - 1]})`)
     return this.#settleRanges(lane, this.rules.exactAcks ? ends : [1, ends[ends.length - 1]!], outcome, peer)
   }

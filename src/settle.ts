@@ -33,6 +33,7 @@ export class Settle {
   deadLetters = 0
   #changes: Change[] = []
   #later: Change[] = []
+  readonly #marksLater = new Set<InLane>()
   #pending: Held[] = []
   #committing: Held[] = []
   #nacks: Nack[] = []
@@ -76,7 +77,8 @@ export class Settle {
     else lane.done.add(sequence)
     held.state = 'settling'
     held.outcome = outcome
-    this.touch(lane)
+    if (this.rules.doneWithEffects) this.touch(lane)
+    else this.#marksLater.add(lane)
     if (held.marked || lane.attempts.has(sequence)) {
       lane.attempts.delete(sequence)
       this.#changes.push(rows.remove(rows.attemptKey(lane.space, lane.route, sequence)))
@@ -152,7 +154,8 @@ export class Settle {
       sequence,
       frame: Buffer.from(held.frame.subarray(held.start, held.end)),
     }
-    this.#changes.push(rows.put(rows.deadLetterKey(row.id, lane.space, lane.route, sequence), row))
+    const letters = this.rules.letterWithMark ? this.#changes : this.#later
+    letters.push(rows.put(rows.deadLetterKey(row.id, lane.space, lane.route, sequence), row))
     this.letters.push(row)
     this.deadLetters++
     this.#end(held, 'dead', true)
@@ -212,6 +215,8 @@ export class Settle {
     for (const change of this.#changes) batch.push(change)
     this.#changes = this.#later
     this.#later = []
+    for (const lane of this.#marksLater) this.#changes.push(rows.put(rows.doneKey(lane.space, lane.route), { peer: lane.peer, epoch: lane.epoch, ends: [...lane.done.ends], dead: lane.dead.ends }))
+    this.#marksLater.clear()
     this.#committing = this.#pending
     this.#pending = []
     this.#nacksCommitting = this.#nacks

@@ -117,6 +117,7 @@ export const touchedOfKey = (at: Buffer): { epoch: number; route: number; peer: 
 
 /** `dead` or `expired`: without a row, what is finished is done (rule P18). */
 export const outcomeKey = (epoch: number, number: number): Buffer => key('outcome', u32(epoch), u48(number))
+export const outcomeOfKey = (at: Buffer): { epoch: number; number: number } => ({ epoch: at.readUInt32BE(1), number: at.readUIntBE(5, 6) })
 
 /** A caller's id, for the window of repeats. */
 export interface IdRow {
