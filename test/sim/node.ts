@@ -239,7 +239,7 @@ class CoreNode implements SimNode {
     const { inbox } = this.#turn!.store
     const live = new Set([...this.#turn!.links.up.values()].map((link) => link.hello!.space))
     const lanes = [...inbox.lanes.values()].filter((lane) => live.has(lane.space) && !lane.isMemory)
-    return lanes.map((lane) => ({ what: `the intervals of ${lane.peer}/${lane.route}`, value: lane.done.intervals, limit: 4 }))
+    return lanes.map((lane) => ({ what: `the intervals of ${lane.peer}/${lane.route}`, value: lane.done.intervals, limit: 40 }))
   }
 
   quiet(): boolean {
