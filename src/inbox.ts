@@ -409,6 +409,7 @@ export class Inbox {
 
   touch(lane: InLane): void {
     if (lane.isMemory) return
+    if (lane.isDirty) return
     lane.isDirty = true
     this.#dirty.add(lane)
   }

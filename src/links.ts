@@ -35,7 +35,14 @@ export interface LinkEvents {
   fenced(verdict: 'FENCED' | 'DUPLICATE_IDENTITY' | 'ROLLBACK', remembered: Remembered | null, peer: PeerId): void
   changed(status: PeerStatus): void
   refused(code: string, message: string): void
+  /** This side is at fault, not the other: nothing may go on (G9). */
+  broken(error: Error): void
 }
+
+/** What the other side did wrong ends its connection; anything else is a fault of this side. */
+const LINK_CODES: readonly string[] = ['PROTOCOL_VIOLATION', 'PROTOCOL_VERSION', 'PEER_REFUSED']
+/** Packets that may wait until this side is ready for them. */
+const EARLY_PACKETS = 256
 
 interface Target {
   readonly endpoint: string
@@ -150,11 +157,14 @@ export class Links {
     if (link.state === 'welcome') {
       // The other side may be up before our own row of it is durable; it has not yet any credit.
       link.early.push(packet)
+      if (link.early.length > EARLY_PACKETS) link.connection.destroy('it sent too much before it was answered')
       return
     }
     try {
       readPacket(packet, (type, start, end) => {
-        if (link.state === 'up') this.#upFrame(link, packet, type, start, end)
+        // What follows READY in its packet has to wait like what follows it in the next one.
+        if (link.state === 'welcome') link.early.push(Buffer.from(packet.subarray(start - 4, end)))
+        else if (link.state === 'up') this.#upFrame(link, packet, type, start, end)
         else if (link.state !== 'down') this.#handshakeFrame(link, packet, type, start, end)
       })
     } catch (thrown) {
@@ -168,12 +178,13 @@ export class Links {
   #upFrame(link: LinkConnection, packet: Buffer, type: number, start: number, end: number): void {
     if (this.rules.ignoreOldConnections && this.up.get(link.peer) !== link) return
     if (type === FRAME.ping) link.writer.control(FRAME.pong, readControl(packet, start, end))
-    else if (type === FRAME.pong) this.#pong(link, Number(readControl(packet, start, end)[0]))
+    else if (type === FRAME.pong) this.#pong(link, readControl(packet, start, end)[0])
     else if (type === FRAME.bye) this.#bye(link, packet, start, end)
     else this.events.frame(link, packet, type, start, end)
   }
 
-  #pong(link: LinkConnection, pingedAt: number): void {
+  #pong(link: LinkConnection, pingedAt: unknown): void {
+    if (typeof pingedAt !== 'number') throw violation('a PONG has no time')
     link.roundTripMs = this.clock.now() - pingedAt
     if (link.challenge !== 0 && pingedAt === link.challenge) link.hasAnswered = true
   }
@@ -297,18 +308,22 @@ export class Links {
 
   #bye(link: LinkConnection, packet: Buffer, start: number, end: number): void {
     const [code, sentence, storeId, epoch, space, commit] = readControl(packet, start, end)
+    if (typeof code !== 'string' || typeof sentence !== 'string') throw violation('a BYE has no code')
     if (link.hello && (code === 'FENCED' || code === 'DUPLICATE_IDENTITY' || code === 'ROLLBACK')) {
-      const pair = typeof epoch === 'number' && typeof commit === 'number' ? { storeId: String(storeId), epoch, space: String(space) as SpaceId, commit } : null
+      const pair = typeof epoch === 'number' && typeof commit === 'number' && typeof storeId === 'string' && typeof space === 'string' ? { storeId, epoch, space: space as SpaceId, commit } : null
       this.events.fenced(code, pair, link.peer)
     }
     const target = [...this.#targets.values()].find((candidate) => candidate.link === link)
-    if (target && code !== 'SUPERSEDED' && code !== 'CLOSED' && code !== 'BUSY') target.reason = `${String(code)}: ${String(sentence).slice(0, 300)}`
+    if (target && code !== 'SUPERSEDED' && code !== 'CLOSED' && code !== 'BUSY') target.reason = `${code}: ${sentence}`.replace(/\p{Cc}/gu, ' ').slice(0, 300)
     link.connection.close()
   }
 
   #refuse(link: LinkConnection, thrown: unknown): void {
-    const code = thrown instanceof PeerpostError ? thrown.code : 'PROTOCOL_VIOLATION'
-    if (!(thrown instanceof PeerpostError)) throw thrown
+    if (!(thrown instanceof PeerpostError) || !LINK_CODES.includes(thrown.code)) {
+      this.events.broken(thrown instanceof Error ? thrown : new Error(reasonOf(thrown)))
+      return
+    }
+    const { code } = thrown
     this.events.refused(code, thrown.message)
     const target = [...this.#targets.values()].find((candidate) => candidate.link === link)
     if (target) target.reason = `${code}: ${reasonOf(thrown)}`

@@ -124,6 +124,8 @@ export interface IdRow {
   readonly epoch: number
   readonly number: number
   readonly at: number
+  /** Counts the ids of this store from 1: two of them tell how many lie between. */
+  readonly serial: number
 }
 const ID_KINDS: readonly DestinationKind[] = ['queue', 'topic', 'request', 'reply']
 /**

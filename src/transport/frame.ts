@@ -395,9 +395,13 @@ export const data = {
   },
 }
 
+const KEY_BYTES_MAX = 255
+
 /** Throws PROTOCOL_VIOLATION unless the lengths of a data frame fit. */
 export function checkData(frame: Buffer, at: number, end: number): void {
   if (end - at < DATA_HEADER_BYTES || data.bodyStart(frame, at) > end) throw violation('a DATA frame is shorter than it says')
+  if (frame.readUInt16BE(at + 26) > KEY_BYTES_MAX || data.sequence(frame, at) === 0) throw violation('a DATA frame has a wrong key or sequence')
+  if ((data.flags(frame, at) & DATA_FLAG.meta) !== 0 !== frame.readUInt16BE(at + 28) > 0) throw violation('a DATA frame has meta that it does not name')
 }
 
 /** A copy of a data frame with other meta: what a redelivery carries that the kept one does not. */

@@ -114,7 +114,7 @@ class CoreNode implements SimNode {
     for (const queue of node.consumes) {
       const policy = { concurrency: node.concurrency, leaseMs: options.leaseMs, maxAttempts: options.maxAttempts, backoff: { firstMs: 100, maxMs: 2000 } }
       const consumer = turn.store.inbox.addConsumer('queue', queue, '', '', false, 'key', policy)
-      turn.addTaker({ consumer, room: node.concurrency, isPull: false, leaseMs: options.leaseMs, start: (held) => this.#run(turn, held) })
+      turn.addTaker({ consumer, room: node.concurrency, isPull: false, leaseMs: options.leaseMs, active: 0, start: (held) => this.#run(turn, held) })
       turn.addConsumer(consumer)
     }
   }
@@ -133,10 +133,22 @@ class CoreNode implements SimNode {
     const face: SimTx = {
       get: (key) => turn.state.get(tx, key) as string | undefined,
       put: (key, value) => tx.writes.set(key, rows.put(Buffer.alloc(0), value).value!),
-      send: ({ value, queue, key, id }) => tx.sends.push(this.#sender!.draftSend('send', queue, value, this.#optionsOf({ key, id }))),
+      send: ({ value, queue, key, id }) => {
+        try {
+          tx.sends.push(this.#sender!.draftSend('send', queue, value, this.#optionsOf({ key, id })))
+        } catch (thrown) {
+          if (!(thrown instanceof PeerpostError)) throw thrown
+          refused = thrown.code
+        }
+      },
     }
+    // What a real handler would throw out of `tx.send`.
+    let refused: string | null = null
     this.#seat.handle(delivery, face, (settlement) => {
-      if (settlement.kind === 'done') this.#done(turn, held, tx, conflicts)
+      if (refused !== null) {
+        turn.state.end(tx)
+        turn.settleFailed(held, refused, undefined)
+      } else if (settlement.kind === 'done') this.#done(turn, held, tx, conflicts)
       else {
         turn.state.end(tx)
         if (settlement.kind === 'throw') turn.settleFailed(held, settlement.reason, undefined)
@@ -194,15 +206,9 @@ class CoreNode implements SimNode {
       if (error) done({ kind: 'error', code: 'UNKNOWN', unknown: this.#rules.unknownIsUnknown })
       else done({ kind: 'ok', class: of.reached, at: of.at })
     }
-    const before = sent.onConfirmed
     if (sent.unconfirmed === 0) this.#seat.clock.defer(() => answer(sent, null))
-    else
-      sent.onConfirmed = (of, error) => {
-        before?.(of, error)
-        answer(of, error)
-      }
-    sent.onSettled ??= []
-    sent.onSettled.push((outcome) => this.#seat.outcome(value, outcome))
+    else sent.whenConfirmed(answer)
+    sent.whenSettled((outcome) => outcome && this.#seat.outcome(value, outcome))
     this.#turn!.store.outbox.watch(sent)
   }
 

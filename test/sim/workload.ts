@@ -3,7 +3,6 @@
  * dawdle, hang, reject and send on. What becomes of a message is drawn by its name, so that leaving one message out
  * changes nothing for another.
  */
-import { reasonOf } from '../../src/errors.js'
 import type { Effect, NewEvent, Recorder } from './history.js'
 import type { Kernel, Life } from './kernel.js'
 import type { RunOptions } from './profile.js'
@@ -204,12 +203,7 @@ export class Workload {
       const counter = plan.counter === null ? undefined : { name: plan.counter, total }
       tx.put(`effect/${value}/${run}`, JSON.stringify({ value, run, redelivered, emits, identity, counter }))
       if (counter) tx.put(counter.name, String(total))
-      try {
-        for (const message of plan.emits) tx.send(message)
-      } catch (thrown) {
-        settle({ kind: 'throw', reason: reasonOf(thrown) })
-        return
-      }
+      for (const message of plan.emits) tx.send(message)
       settle({ kind: 'done' })
     }
   }

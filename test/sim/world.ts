@@ -190,7 +190,8 @@ interface Machine {
 
 /** How often the drain is looked for, and how long it has to last. */
 const LOOK_MS = 100
-const SETTLE_MS = 2000
+// Long enough for a connection whose other end died unheard to be given up and made anew: only then is a loss seen.
+const SETTLE_MS = 8000
 
 /** Where nothing but handlers makes a delivery come again, G10 bounds the deliveries exactly. */
 function isCalm({ faults, disk, network, inDoubt, handler, work, leaseMs }: RunOptions): boolean {
@@ -449,6 +450,9 @@ class World {
       disk.restore(snapshot)
       this.recorder.add(name, { f: 'restore', store: name, to: snapshot.commit, toT: snapshot.at })
       this.#allowed.push({ about: name, verdicts: ['RECEIVER_ROLLBACK', 'SENDER_ROLLBACK', 'FENCED', 'STALE_ROUTE'] })
+      // Restored twice, it may have to jump twice within a minute, which is what two clones look like.
+      if (this.recorder.events.filter((event) => event.f === 'restore' && event.store === name).length > 1)
+        for (const { name: about } of this.#options.nodes) this.#allowed.push({ about, verdicts: ['DUPLICATE_IDENTITY'] })
     }
     this.#count(snapshot === null ? 'store wiped' : 'store restored')
   }
