@@ -409,7 +409,7 @@ export class Outbox {
   loaded(lane: Lane, records: ReadonlyArray<{ sequence: number; frame: Buffer }>, to: number, wallNow: number, now: number): void {
     for (const { sequence, frame } of records) {
       if (lane.finishedOnDisk.has(sequence)) {
-        this.#forgetRecord(lane, sequence, frame.length, lane.deadOnDisk.has(sequence) ? 'dead' : 'done', data.number(frame, 0))
+        this.#forgetRecord(lane, sequence, frame.length, lane.expiredOnDisk.has(sequence) ? 'expired' : lane.deadOnDisk.has(sequence) ? 'dead' : 'done', data.number(frame, 0))
         continue
       }
       const entry = new Entry(lane.route, lane, sequence, data.number(frame, 0), frame, 0, frame.length, data.created(frame, 0), this.#watched.get(watchName(lane.space, data.number(frame, 0))) ?? null)
@@ -527,6 +527,7 @@ export class Outbox {
       for (const [sequence, at] of lane.running) if (at === peer) lane.running.delete(sequence)
       this.#settleRanges(lane, answer.done, 'done', peer)
       this.#settleRanges(lane, answer.dead, 'dead', peer)
+      this.#settleRanges(lane, answer.expired, 'expired', peer)
       for (const [sequence, { others }] of lane.contested) if (others.has(peer) && !answer.running.includes(sequence)) this.#heardOf(lane, sequence, peer)
       if (!this.rules.resumeListsRunning) continue
       for (const sequence of answer.running) {
@@ -604,6 +605,7 @@ export class Outbox {
   #settleOnDisk(lane: Lane, from: number, to: number, outcome: Outcome): void {
     lane.finishedOnDisk.addRange(from, to)
     if (outcome === 'dead') lane.deadOnDisk.addRange(from, to)
+    if (outcome === 'expired') lane.expiredOnDisk.addRange(from, to)
   }
 
   /** Nobody settles what was never with it. */
@@ -681,6 +683,8 @@ export class Outbox {
   #finish(entry: Entry, outcome: Outcome, by: PeerId | null): void {
     const { route, lane } = entry
     if (entry.state === 'settled') return
+    // What expired here was counted and written down with its expiry.
+    const isCounted = outcome === 'expired' && by === null && !lane.isMemory
     const holder = entry.target?.peer ?? entry.doubtAt
     this.#elide(entry)
     route.takeBack(entry)
@@ -695,10 +699,10 @@ export class Outbox {
       if (entry.others.size > 0) lane.contested.set(entry.sequence, { outcome, by, others: entry.others })
     }
     if (lane.isMemory) route.memoryCounters[outcome]++
-    else if (outcome !== 'expired') route.counters[outcome]++
+    else if (!isCounted) route.counters[outcome]++
     if (entry.write === 'writing' || entry.write === 'durable')
       this.#lazy.push(rows.remove(rows.recordKey(route.number, lane.epoch, entry.sequence)))
-    if (outcome === 'dead' && !lane.isMemory) {
+    if (outcome !== 'done' && !lane.isMemory && !isCounted) {
       this.#lazy.push(rows.put(rows.outcomeKey(lane.epoch, entry.number), outcome))
       this.#unwritten.set(watchName(lane.space, entry.number), outcome)
     }
@@ -982,6 +986,7 @@ export interface ResumeAnswer {
   readonly route: number
   readonly done: readonly number[]
   readonly dead: readonly number[]
+  readonly expired: readonly number[]
   readonly running: readonly number[]
 }
 

@@ -73,8 +73,7 @@ export class Settle {
 
   #end(held: Held, outcome: 'done' | 'dead' | 'expired', hasChanges: boolean): void {
     const { lane, sequence } = held
-    if (outcome === 'dead') lane.dead.add(sequence)
-    else lane.done.add(sequence)
+    lane[outcome].add(sequence)
     held.state = 'settling'
     held.outcome = outcome
     if (this.rules.doneWithEffects) this.touch(lane)
@@ -191,7 +190,7 @@ export class Settle {
 
   /** Acknowledges what was settled before. */
   again(lane: InLane, sequence: number, outcome?: 'done' | 'dead' | 'expired'): void {
-    const which = ACK_OUTCOMES.indexOf(outcome ?? (lane.dead.has(sequence) ? 'dead' : 'done'))
+    const which = ACK_OUTCOMES.indexOf(outcome ?? lane.endOf(sequence))
     lane.acks[which]!.add(sequence)
     if (lane.hasAcks) return
     lane.hasAcks = true
@@ -215,7 +214,7 @@ export class Settle {
     for (const change of this.#changes) batch.push(change)
     this.#changes = this.#later
     this.#later = []
-    for (const lane of this.#marksLater) this.#changes.push(rows.put(rows.doneKey(lane.space, lane.route), { peer: lane.peer, epoch: lane.epoch, ends: [...lane.done.ends], dead: lane.dead.ends }))
+    for (const lane of this.#marksLater) this.#changes.push(rows.put(rows.doneKey(lane.space, lane.route), lane.row))
     this.#marksLater.clear()
     this.#committing = this.#pending
     this.#pending = []

@@ -159,6 +159,8 @@ export interface DoneRow {
   readonly epoch: number
   readonly ends: readonly number[]
   readonly dead: readonly number[]
+  /** Expired before it started: its sender is told so, if it has to ask again. */
+  readonly expired?: readonly number[]
 }
 export const doneKey = (space: SpaceId, route: number): Buffer => key('done', Buffer.from(space, 'hex'), u32(route))
 export const doneOfKey = (at: Buffer): { space: SpaceId; route: number } => ({

@@ -127,6 +127,7 @@ interface Fate {
   /** Effects whose transaction sent this message. */
   readonly parents: Effect[]
   liveParents: number
+  isToldExpired: boolean
 }
 
 class Check {
@@ -168,6 +169,7 @@ class Check {
         undoneParked: [],
         parents: [],
         liveParents: 0,
+        isToldExpired: false,
       }
       this.fates.set(value, fate)
     }
@@ -232,6 +234,9 @@ class Check {
           else this.fate(event.value).parked.push(event)
           break
         }
+        case 'outcome':
+          if (event.outcome === 'expired') this.fate(event.value).isToldExpired = true
+          break
         case 'crash':
           this.crashAt = event.t
           if (event.class === 'memory') this.memoryCrashAt = event.t
@@ -332,6 +337,8 @@ function checkLoss(run: Check, fate: Fate, accepted: boolean): 'lost' | 'lostWit
       run.goneWith(store, fate.value)
     return 'lostWithStore'
   }
+  // Of a message of class memory that expires nothing is written: its sender was told.
+  if (fate.isToldExpired && fate.oks.at(-1)?.class === 'memory') return null
   // A message of class memory lives only as long as both processes.
   const excused = (ok: Ok): boolean => run.storeLost(ok.p, ok.t) || (ok.class === 'memory' && run.crashAt >= ok.t)
   const last = fate.oks.at(-1)
@@ -438,6 +445,7 @@ function checkAsked(run: Check): void {
     // Nothing of class memory outlives its process, and a store that was lost tells nothing.
     const ok = fate.oks.at(-1)
     if (ok === undefined || run.losses.size > 0 || run.memoryCrashAt >= ok.t || (ok.class === 'memory' && run.crashAt >= ok.t)) continue
+    if (fate.isToldExpired && ok.class === 'memory' && outcome === 'expired') continue
     const happened = outcome === 'done' ? fate.effects.length > 0 : fate.parked.some(({ f }) => f === outcome)
     if (!happened) run.problem('false-outcome', [value], `${p} says at the end that ${value} is ${outcome}, and no store says so.`)
   }
@@ -486,14 +494,15 @@ function checkOrder(run: Check): void {
     const minor = parent.emits!.findIndex(({ value }) => value === fate.value)
     const { queue, key } = parent.emits![minor]!
     if (key === undefined) continue
-    add(`tx ${parent.store} ${run.era(parent.store, parent.t)} ${queue} ${key}`, { ...seen, place: parent.commit, minor, parent: parent.run })
+    add(`tx ${parent.store} ${run.era(parent.store, parent.t)} ${queue} ${key}`, { ...seen, place: parent.commit, minor, parent: `${parent.value} ${parent.run}` })
   }
   for (const group of groups.values()) checkGroup(run, group)
 }
 
 function firstSettled(fate: Fate, strict: boolean): Effect | Parked | null {
   let first: Effect | Parked | null = null
-  const settled = strict ? [...fate.parked, ...fate.undoneParked].filter(({ f }) => f !== 'pending') : []
+  // What expired will never run: nothing has to wait for it, and it for nothing.
+  const settled = strict ? [...fate.parked, ...fate.undoneParked].filter(({ f }) => f === 'dead') : []
   for (const event of [...fate.effects, ...fate.undoneEffects, ...settled])
     if (first === null || event.t < first.t || (event.t === first.t && event.commit < first.commit)) first = event
   return first

@@ -315,16 +315,17 @@ function watchMarks(turn: Turn, seat: Seat): void {
     markAlone(held)
   }
   const collect = outbox.collect.bind(outbox)
-  outbox.collect = (batch) => {
-    const before = outbox.elided
-    collect(batch)
-    if (outbox.elided > before) seat.mark('write elided')
+  let elided = 0
+  outbox.collect = (batch, now) => {
+    collect(batch, now)
+    if (outbox.elided > elided) seat.mark('write elided')
+    elided = outbox.elided
   }
   const { exchange } = turn
   const withdraw = exchange.events.withdraw.bind(exchange.events)
-  exchange.events.withdraw = (space, route, sequence) => {
+  exchange.events.withdraw = (...letter) => {
     seat.mark('dead letter withdrawn')
-    withdraw(space, route, sequence)
+    withdraw(...letter)
   }
   const loaded = outbox.loaded.bind(outbox)
   outbox.loaded = (lane, ...rest) => {
