@@ -331,6 +331,9 @@ export class Outbox {
     batch.push(rows.put(rows.outcomeKey(entry.lane.epoch, entry.number), 'expired'))
     entry.write = 'none'
     entry.route.counters.expired++
+    // The counters of a store that ends now must agree with its records.
+    this.#forgetBytes(entry)
+    entry.route.dirty = true
   }
 
   #collectCounters(route: Route, batch: Change[]): void {
@@ -711,12 +714,16 @@ export class Outbox {
     route.dirty = true
     route.inMemory--
     route.inMemoryBytes -= entry.bytes
-    route.pendingBytes -= entry.bytes
-    this.pendingBytes -= entry.bytes + RECORD_OVERHEAD
+    if (!isCounted) this.#forgetBytes(entry)
     if (entry.key) route.advanceKey(entry.key)
     this.#active.add(route)
     if (entry.sent) this.#tell(entry, entry.sent, outcome)
     this.#retire(lane)
+  }
+
+  #forgetBytes(entry: Entry): void {
+    entry.route.pendingBytes -= entry.bytes
+    this.pendingBytes -= entry.bytes + RECORD_OVERHEAD
   }
 
   #rememberEnd(entry: Entry, outcome: Outcome): void {

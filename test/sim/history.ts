@@ -27,6 +27,7 @@
  * | heal      | all faults end                                                                                      |
  * | asked     | at the end the sender asked what became of a message                                                |
  * | bound     | at the end: something that must stay below a limit                                                  |
+ * | story     | in place of "drained": what a node was waiting for                                                  |
  * | drained   | no peer has anything left to do                                                                     |
  *
  * Effects, dead letters and expiries are read from stores, never from what a process says about itself: by the scan at
@@ -174,6 +175,12 @@ export interface Bounded extends Base {
   readonly limit: number
 }
 
+/** What a node was waiting for when a run should have been over. */
+export interface Story extends Base {
+  readonly f: 'story'
+  readonly story: string
+}
+
 export interface Phase extends Base {
   readonly f: 'heal' | 'drained'
 }
@@ -195,6 +202,7 @@ export type HistoryEvent =
   | Phase
   | Asked
   | Bounded
+  | Story
 
 export type History = readonly HistoryEvent[]
 
@@ -240,6 +248,7 @@ const KINDS: ReadonlySet<string> = new Set<HistoryEvent['f']>([
   'drained',
   'asked',
   'bound',
+  'story',
 ])
 
 /**

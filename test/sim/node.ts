@@ -241,6 +241,23 @@ class CoreNode implements SimNode {
     return this.#inspector!.outcome(id)
   }
 
+  story(): string {
+    const turn = this.#turn
+    if (turn === null) return 'It is not open.'
+    const lines: string[] = []
+    if (!turn.isQuiet) lines.push('A commit is under way, or wanted.')
+    if (turn.handlers.running > 0) lines.push(`${turn.handlers.running} handlers run.`)
+    for (const route of turn.store.outbox.routes.values()) {
+      if (route.pending === 0) continue
+      const entries = route.lanes.flatMap((lane) => [...lane.entries()].map((e) => `${data.body(e.slab, e.start, e.end)} ${e.state}${e.doubtAt ?? e.target?.peer ?? ''}`))
+      const lanes = route.lanes.map((l) => `${l.epoch} from ${l.base} loaded to ${l.loadedTo} of ${l.durableTo} and ${l.next}${l.isFenced ? ', fenced' : ''}`)
+      lines.push(`${route.name} has ${route.pending} pending (${entries.join(', ')}), lanes ${lanes.join('; ')}, ${route.consumers.length} consumers.`)
+    }
+    if (lines.length === 0) return ''
+    for (const { id, name, state, endpoint, reason } of turn.links.statuses()) lines.push(`${name || id || endpoint} is ${state}${reason ? ` (${reason})` : ''}.`)
+    return lines.join(' ')
+  }
+
   bounds(): Bound[] {
     const { inbox } = this.#turn!.store
     const live = new Set([...this.#turn!.links.up.values()].map((link) => link.hello!.space))

@@ -94,6 +94,8 @@ export interface SimNode {
   quiet(): boolean
   /** What became of a message with this id? */
   outcomeOf?(id: string): OutcomeAnswer
+  /** What it still waits for, in a sentence for who reads a failure. */
+  story?(): string
   /** What must stay bounded (G12), at a quiet point. */
   bounds?(): readonly Bound[]
   /** The counters of each route, for conservation. */
@@ -285,6 +287,7 @@ class World {
       ...(isCalm(this.#options) ? { maxStarts: this.#options.maxAttempts } : {}),
     }
     if (drained) this.recorder.add('world', { f: 'drained' })
+    else this.#stories()
     return check(this.recorder.events, expectations)
   }
 
@@ -493,6 +496,14 @@ class World {
       return true
     }
     return false
+  }
+
+  /** Who reads of a run that never drained wants to know what each node was waiting for. */
+  #stories(): void {
+    for (const { node, options } of this.#machines.values()) {
+      const story = node === null ? 'is down' : (node.story?.() ?? '')
+      if (story !== '') this.recorder.add(options.name, { f: 'story', story })
+    }
   }
 
   /** What a node says of itself, and of what it sent, once all is quiet. */
