@@ -263,6 +263,7 @@ export class Lane {
   readonly nacked = new Map<number, { attempts: number; due: number; history: Entry['history'] }>()
   /** Of those, the dead ones. */
   readonly deadOnDisk = new IntervalSet()
+  readonly expiredOnDisk = new IntervalSet()
   /** How a message ended that more than one consumer may have had, and who of them has not said yet (rule P13). */
   readonly contested = new Map<number, { outcome: Outcome; by: PeerId | null; readonly others: Set<PeerId> }>()
   /** Older space whose fate at its consumers was given up on: what is sent again is marked. */

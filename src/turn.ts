@@ -100,7 +100,7 @@ export class Turn {
       subscribed: (link, consumer) => this.afterCommit(() => link.writer.control(FRAME.subscribed, [consumer])),
       confirmed: (consumer) => this.onSubscribed?.(consumer),
     })
-    this.links = new Links(clock, proofs, network, limits, this.#linkEvents(), rules.checkLineage, rules.ignoreOldConnections)
+    this.links = new Links(clock, proofs, network, limits, this.#linkEvents(), rules)
   }
 
   /** A publisher has stored our durable subscription (rule P20). */
@@ -172,7 +172,8 @@ export class Turn {
     if (this.failure !== null || this.#isDead) return
     this.failure = error
     this.kill()
-    this.#leaveUnknown(new PeerpostError('UNKNOWN', `The peer stopped before this was confirmed: ${error.message} Send it again with the same id.`, error))
+    const code = this.options.rules.unknownIsUnknown ? 'UNKNOWN' : 'FULL'
+    this.#leaveUnknown(new PeerpostError(code, `The peer stopped before this was confirmed: ${error.message} Send it again with the same id.`, error))
     this.options.emit('failed', error)
   }
 
@@ -233,7 +234,7 @@ export class Turn {
   /** Throws FULL where the quota leaves no room (rule P6). */
   checkRoom(bytes: number): void {
     if (this.#isFull) throw new PeerpostError('FULL', 'The disk has no room for the store. Free some space; the peer goes on by itself.')
-    if (!this.options.rules.quotaBeforeFrames || this.store.outbox.hasRoom(bytes, this.options.log.bytes())) return
+    if (this.store.outbox.hasRoom(bytes, this.options.log.bytes())) return
     throw new PeerpostError('FULL', 'The store has reached its quota: consumers are behind. Wait, add consumers, or raise quotaBytes.')
   }
 
