@@ -18,19 +18,52 @@ export class Sent {
   at: 'sender' | 'consumer' = 'sender'
   reached: Durability
   outcome: Outcome | null = null
+  /** Routes in which it lies on disk only. */
+  spilled = 0
   /** The space that it was accepted in; null before it is accepted. */
   space: SpaceId | null = null
   /** Called once when every route has reached the class, or it cannot be known (`error`). */
   onConfirmed: ((sent: Sent, error: Error | null) => void) | null = null
-  /** Called once when every route is settled. */
-  onSettled: Array<(outcome: Outcome) => void> | null = null
+  /** Called once when every route is settled, or it cannot be known: then the outcome is null. */
+  onSettled: ((outcome: Outcome | null, error: Error | null) => void) | null = null
 
   constructor(
-    readonly id: string,
+    /** The caller's own id, or null. */
+    readonly ownId: string | null,
+    /** How ids begin in the incarnation that accepted it. */
+    readonly prefix: string,
     readonly number: number,
     readonly durability: Durability,
   ) {
     this.reached = durability
+  }
+
+  /** Put together when asked for: few look at it. */
+  get id(): string {
+    return this.ownId ?? this.prefix + this.number.toString(36)
+  }
+
+  /** One more wants to hear of its end. */
+  whenSettled(tell: (outcome: Outcome | null, error: Error | null) => void): void {
+    const before = this.onSettled
+    this.onSettled =
+      before === null
+        ? tell
+        : (outcome, error) => {
+            before(outcome, error)
+            tell(outcome, error)
+          }
+  }
+
+  whenConfirmed(tell: (sent: Sent, error: Error | null) => void): void {
+    const before = this.onConfirmed
+    this.onConfirmed =
+      before === null
+        ? tell
+        : (sent, error) => {
+            before(sent, error)
+            tell(sent, error)
+          }
   }
 }
 
@@ -219,8 +252,10 @@ export class Lane {
   readonly running = new Map<number, PeerId>()
   /** What a consumer said of a message that is not in memory. */
   readonly nacked = new Map<number, { attempts: number; due: number; history: Entry['history'] }>()
-  /** How a message ended that more than one consumer may have had (rule P13). */
-  readonly contested = new Map<number, { outcome: Outcome; by: PeerId | null }>()
+  /** Of those, the dead ones. */
+  readonly deadOnDisk = new IntervalSet()
+  /** How a message ended that more than one consumer may have had, and who of them has not said yet (rule P13). */
+  readonly contested = new Map<number, { outcome: Outcome; by: PeerId | null; readonly others: Set<PeerId> }>()
   /** Older space whose fate at its consumers was given up on: what is sent again is marked. */
   redelivered = false
   /** Something finished since the consumers were told. */
@@ -247,7 +282,7 @@ export class Lane {
   }
 
   get isFinished(): boolean {
-    return this.slots.length === 0 && this.stragglers.size === 0 && this.loadedTo >= this.next
+    return this.slots.length === 0 && this.stragglers.size === 0 && this.contested.size === 0 && this.loadedTo >= this.next
   }
 
   add(entry: Entry): void {
@@ -309,7 +344,8 @@ export class Lane {
 
   /** What may be told as finished: all up to `through` except the exceptions. */
   get finished(): { through: number; exceptions: number[] } {
-    const exceptions = [...this.stragglers.keys()].sort((a, b) => a - b)
+    // What is contested is not over: its other holder must still be able to say how it ended there.
+    const exceptions = [...this.stragglers.keys(), ...this.contested.keys()].filter((sequence) => sequence < this.base).sort((a, b) => a - b)
     if (exceptions.length <= EXCEPTIONS_MAX) return { through: this.base - 1, exceptions }
     return { through: exceptions[EXCEPTIONS_MAX]! - 1, exceptions: exceptions.slice(0, EXCEPTIONS_MAX) }
   }
