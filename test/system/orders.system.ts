@@ -69,6 +69,7 @@ const endingOf = (id: string, [order, stock, payment, notification, finance]: re
   alert: finance![`alert/${id}`],
 })
 
+t.setTimeout(200_000)
 for (const seed of [1, 2])
   t.test(`seed ${seed}: every order ends once, and whole`, async (t) => {
     const folder = mkdtempSync(join(tmpdir(), 'orders-'))
