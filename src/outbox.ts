@@ -326,8 +326,15 @@ export class Outbox {
     this.#changes = []
     this.#lazy = []
     this.#unwrittenWriting = [...this.#unwritten.keys()]
+    this.toldThrough = this.#number
     if (batch.length > 0) for (const route of this.routes.values()) if (route.dirty) this.#collectCounters(route, batch)
   }
+
+  /**
+   * Of the messages up to this number the batch that was collected last says all that will be known: a record of what is
+   * not finished, a row of what ended dead or expired (rule P18).
+   */
+  toldThrough = 0
 
   /** It is settled before it was written, or is being written. */
   #notUnwritten(entry: Entry): void {
@@ -452,7 +459,7 @@ export class Outbox {
         entry.attempts = nacked.attempts
         entry.history = nacked.history
       }
-      this.#admit(entry, data.key(frame, 0), false, Math.max((meta?.d ?? 0) - wallNow, (nacked?.due ?? 0) - now), now)
+      this.#admit(entry, data.key(frame, 0), false, Math.max(meta?.d === undefined ? 0 : Math.min(meta.d - wallNow, meta.d - entry.created), (nacked?.due ?? 0) - now), now)
       lane.nacked.delete(sequence)
       // A retry keeps its key waiting; a delay that its sender asked for does not.
       if (nacked && entry.state === 'waiting') lane.route.hold(entry)

@@ -495,7 +495,7 @@ export class Turn {
     for (const peer of this.#dirtyPeers) batch.push(rows.put(rows.peerKey(peer), this.store.peers.get(peer)))
     this.#dirtyPeers.clear()
     const commit = this.commitNumber + 1
-    batch.push(rows.put(rows.COMMIT_KEY, [commit, this.openMs]))
+    batch.push(rows.put(rows.COMMIT_KEY, [commit, this.openMs, outbox.toldThrough]))
     this.#committing = { batch, commit, stateVersion: this.state.version, waiters: this.#waiters, since: now }
     this.#waiters = []
     this.#send()
@@ -653,7 +653,7 @@ export class Turn {
     this.#isJumping = true
     this.links.restart()
     const { lineage } = store
-    lineage[lineage.length - 1]!.last = this.commitNumber + (this.#committing ? 1 : 0)
+    Object.assign(lineage[lineage.length - 1]!, { last: this.commitNumber + (this.#committing ? 1 : 0), numbers: store.outbox.toldThrough })
     lineage.push({ epoch: pair.epoch, space: pair.space, last: pair.commit, isLost: true })
     store.epoch = pair.epoch + JUMP_EPOCHS
     store.space = this.options.clock.randomBytes(16).toString('hex') as SpaceId
