@@ -3,7 +3,7 @@
  * turn (`InKey`), and a queue, subscription or request name that this peer takes from (`LocalConsumer`).
  */
 import { IntervalSet } from './interval.js'
-import type { AttemptRow } from './log/rows.js'
+import type { AttemptRow, DoneRow } from './log/rows.js'
 import type { Attempt, DestinationKind, PeerId, SpaceId } from './message.js'
 import type { Backoff } from './options.js'
 import { Deque } from './queue.js'
@@ -20,6 +20,7 @@ export const remainingMs = (known: KnownAttempt, now: number, wallNow: number): 
 export class InLane {
   done: IntervalSet
   dead = new IntervalSet()
+  expired = new IntervalSet()
   /** Held, running or being settled, by sequence. */
   readonly active = new Map<number, Held>()
   /** Tried and not settled, by sequence. */
@@ -44,8 +45,22 @@ export class InLane {
     return this.route >= 0x80000000
   }
 
+  /** Was its end decided here before? */
+  isOver(sequence: number): boolean {
+    return this.done.has(sequence) || this.dead.has(sequence) || this.expired.has(sequence)
+  }
+
+  endOf(sequence: number): 'done' | 'dead' | 'expired' {
+    return this.dead.has(sequence) ? 'dead' : this.expired.has(sequence) ? 'expired' : 'done'
+  }
+
+  /** Its row in the log. */
+  get row(): DoneRow {
+    return { peer: this.peer, epoch: this.epoch, ends: this.done.ends, dead: this.dead.ends, expired: this.expired.ends }
+  }
+
   /** What a RESUME answer says is done: not what is still being committed. */
-  settled(kind: 'done' | 'dead', from: number, to: number): number[] {
+  settled(kind: 'done' | 'dead' | 'expired', from: number, to: number): number[] {
     const committing = [...this.active.keys()].filter((sequence) => this[kind].has(sequence)).sort((a, b) => a - b)
     const ends = this[kind].within(from, to)
     if (committing.length === 0) return ends

@@ -9,6 +9,7 @@ import type { Carrier, Lane, RemoteConsumer } from './lane.js'
 import type { Durability } from './log/log.js'
 import type { LineageEntry, PeerRow } from './log/rows.js'
 import type { PeerId, SpaceId, StateLoss } from './message.js'
+import type { Rules } from './rules.js'
 import { FRAME, PacketWriter, PROTOCOL_VERSION, readControl, violation } from './transport/frame.js'
 import type { Connection } from './transport/transport.js'
 
@@ -137,16 +138,16 @@ export type Judgement =
  * Judges an incarnation against what is remembered of the peer. `knows` is the peer's own answer: is the remembered pair
  * in its lineage? `live` is the space of the peer's connection that is up, if any.
  */
-export function judge(remembered: PeerRow | undefined, hello: Hello, knows: boolean, live: SpaceId | null): Judgement {
-  if (remembered === undefined) return { kind: 'accept', loss: null }
-  if (remembered.earlier.includes(hello.space)) return { kind: 'refuse', verdict: 'FENCED' }
+export function judge(rules: Pick<Rules, 'checkLineage' | 'refuseOldEpochs'>, remembered: PeerRow | undefined, hello: Hello, knows: boolean, live: SpaceId | null): Judgement {
+  if (remembered === undefined || !rules.checkLineage) return { kind: 'accept', loss: null }
+  if (rules.refuseOldEpochs && remembered.earlier.includes(hello.space)) return { kind: 'refuse', verdict: 'FENCED' }
   if (remembered.storeId !== hello.storeId) {
     if (live !== null) return { kind: 'refuse', verdict: 'DUPLICATE_IDENTITY' }
     return { kind: 'accept', loss: 'RECEIVER_RESET' }
   }
   if (remembered.space === hello.space) return { kind: 'accept', loss: null }
   if (!knows && live !== null && live !== hello.space) return { kind: 'refuse', verdict: 'DUPLICATE_IDENTITY' }
-  if (hello.epoch <= remembered.epoch) return { kind: 'refuse', verdict: knows ? 'FENCED' : 'ROLLBACK' }
+  if (rules.refuseOldEpochs && hello.epoch <= remembered.epoch) return { kind: 'refuse', verdict: knows ? 'FENCED' : 'ROLLBACK' }
   return { kind: 'accept', loss: knows ? null : 'RECEIVER_ROLLBACK' }
 }
 
@@ -173,6 +174,8 @@ export class LinkConnection implements Carrier {
   readonly announced = new Set<number>()
   state: LinkState = 'connecting'
   isDraining = false
+  /** It was up, and is no more. */
+  isLowered = false
   /** The other side answered our RESUME: messages may go. */
   isResumed = false
   isFull = false

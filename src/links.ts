@@ -8,6 +8,7 @@ import { Handshake, type Hello, heartbeat, judge, knowsPair, LinkConnection, typ
 import type { LineageEntry, PeerRow } from './log/rows.js'
 import type { PeerId, PeerStatus, SpaceId, StateLoss } from './message.js'
 import type { Limits } from './options.js'
+import type { Rules } from './rules.js'
 import { FRAME, readControl, readPacket, violation } from './transport/frame.js'
 import type { Accept, Connection, ConnectionEvents } from './transport/transport.js'
 
@@ -70,8 +71,7 @@ export class Links {
     readonly network: Network,
     readonly limits: Limits,
     readonly events: LinkEvents,
-    readonly checkLineage: boolean,
-    readonly ignoreOld: boolean,
+    readonly rules: Rules,
   ) {}
 
   // --- dialing
@@ -178,7 +178,7 @@ export class Links {
   }
 
   #upFrame(link: LinkConnection, packet: Buffer, type: number, start: number, end: number): void {
-    if (this.ignoreOld && this.up.get(link.peer) !== link) return
+    if (this.rules.ignoreOldConnections && this.up.get(link.peer) !== link) return
     if (type === FRAME.ping) link.writer.control(FRAME.pong, readControl(packet, start, end))
     else if (type === FRAME.pong) this.#pong(link, readControl(packet, start, end)[0])
     else if (type === FRAME.bye) this.#bye(link, packet, start, end)
@@ -210,7 +210,7 @@ export class Links {
       this.#dismiss(link, 'DUPLICATE_IDENTITY', null)
       return
     }
-    const row = this.checkLineage ? this.events.remembered(hello.peer) : undefined
+    const row = this.rules.checkLineage ? this.events.remembered(hello.peer) : undefined
     link.writer.control(FRAME.welcome, row ? [row.storeId, row.epoch, row.space, row.commit] : [])
   }
 
@@ -230,7 +230,7 @@ export class Links {
     link.otherKnows = knows
     const hello = link.hello!
     const live = this.up.get(hello.peer)
-    const verdict = judge(this.checkLineage ? this.events.remembered(hello.peer) : undefined, hello, knows, live && live !== link ? live.hello!.space : null)
+    const verdict = judge(this.rules, this.events.remembered(hello.peer), hello, knows, live && live !== link ? live.hello!.space : null)
     if (verdict.kind === 'refuse') {
       if (verdict.verdict === 'DUPLICATE_IDENTITY' && live && !this.#answers(live)) {
         this.bye(link, 'BUSY', 'an earlier connection of this identity may be alive; try again')
@@ -276,8 +276,9 @@ export class Links {
 
   /** A link is up no more; with a reason, that is told. */
   #lower(link: LinkConnection, reason: string | null): void {
-    if (link.state !== 'up') return
-    link.state = 'down'
+    if (link.state !== 'up' || link.isLowered) return
+    link.isLowered = true
+    if (this.rules.ignoreOldConnections) link.state = 'down'
     link.isResumed = false
     if (this.up.get(link.peer) === link) this.up.delete(link.peer)
     this.events.down(link)

@@ -66,6 +66,8 @@ export class Outbox {
   written = 0
   #lanes = new Map<string, Lane>()
   #byName = new Map<string, Route>()
+  /** Queues again, by their name alone: to put the whole name together takes longer than to find it. */
+  #queues = new Map<string, Route>()
   #topics: Route[] = []
   #topicCache = new Map<string, Route[]>()
   #active = new Set<Route>()
@@ -123,6 +125,7 @@ export class Outbox {
     const route = new Route(number, kind, name, group, owner, durable, this.rules)
     this.routes.set(number, route)
     this.#byName.set(routeName(kind, name, group, owner), route)
+    if (isPlainQueue(route)) this.#queues.set(name, route)
     if (kind === 'topic') {
       this.#topics.push(route)
       this.#topicCache.clear()
@@ -132,6 +135,10 @@ export class Outbox {
 
   findRoute(kind: DestinationKind, name: string, group: string, owner: string): Route | undefined {
     return this.#byName.get(routeName(kind, name, group, owner))
+  }
+
+  findQueue(name: string): Route | undefined {
+    return this.#queues.get(name)
   }
 
   /** The subscriptions that a topic goes to. */
@@ -152,6 +159,7 @@ export class Outbox {
     this.#topics = this.#topics.filter((other) => other !== route)
     this.#topicCache.clear()
     this.#byName.delete(routeName(kind, name, group, owner))
+    if (isPlainQueue(route)) this.#queues.delete(name)
     const row: rows.RouteRow = { kind, name, group, owner, durable, dropped: true }
     this.#changes.push(rows.put(rows.routeKey(route.number), row))
     for (const lane of route.lanes) {
@@ -225,9 +233,10 @@ export class Outbox {
       lane.durableTo = lane.next
       this.#confirm(entry, 'sender', 'memory')
     } else {
-      this.#wanted.add(entry, now)
+      this.#wanted.add(entry)
       route.unwritten++
       route.unwrittenBytes += entry.bytes
+      if (!this.rules.resolveAfterCommit) this.#confirm(entry, 'sender', this.storeClass)
       this.unwrittenBytes += rowBytes(entry.bytes)
       if (isBehind || draft.commitFirst || draft.delayMs > 0) this.#wanted.hurry()
       if (isBehind) {
@@ -344,6 +353,9 @@ export class Outbox {
     batch.push(rows.put(rows.outcomeKey(entry.lane.epoch, entry.number), 'expired'))
     entry.write = 'none'
     entry.route.counters.expired++
+    // The counters of a store that ends now must agree with its records.
+    this.#forgetBytes(entry)
+    entry.route.dirty = true
   }
 
   #collectCounters(route: Route, batch: Change[]): void {
@@ -424,7 +436,7 @@ export class Outbox {
   loaded(lane: Lane, records: ReadonlyArray<{ sequence: number; frame: Buffer }>, to: number, wallNow: number, now: number): void {
     for (const { sequence, frame } of records) {
       if (lane.finishedOnDisk.has(sequence)) {
-        this.#forgetRecord(lane, sequence, frame.length, lane.deadOnDisk.has(sequence) ? 'dead' : 'done', data.number(frame, 0))
+        this.#forgetRecord(lane, sequence, frame.length, lane.expiredOnDisk.has(sequence) ? 'expired' : lane.deadOnDisk.has(sequence) ? 'dead' : 'done', data.number(frame, 0))
         continue
       }
       const entry = new Entry(lane.route, lane, sequence, data.number(frame, 0), frame, 0, frame.length, data.created(frame, 0), this.#watched.get(watchName(lane.space, data.number(frame, 0))) ?? null)
@@ -544,6 +556,7 @@ export class Outbox {
       for (const [sequence, at] of lane.running) if (at === peer) lane.running.delete(sequence)
       this.#settleRanges(lane, answer.done, 'done', peer)
       this.#settleRanges(lane, answer.dead, 'dead', peer)
+      this.#settleRanges(lane, answer.expired, 'expired', peer)
       for (const [sequence, { others }] of lane.contested) if (others.has(peer) && !answer.running.includes(sequence)) this.#heardOf(lane, sequence, peer)
       if (!this.rules.resumeListsRunning) continue
       for (const sequence of answer.running) {
@@ -597,7 +610,7 @@ export class Outbox {
 
   ack(peer: PeerId, space: string, number: number, ends: readonly number[], outcome: Outcome): void {
     const lane = this.#lanes.get(laneName(space, number))
-    if (!lane) return
+    if (!lane || (outcome === 'dead' && !this.rules.deadIsSettled)) return
     if (!lane.isOld && ends[ends.length - 1]! >= lane.next) throw violation(`it acknowledged a message that was never sent (${ends[ends.length - 1]})`)
     this.#settleRanges(lane, this.rules.exactAcks ? ends : [1, ends[ends.length - 1]!], outcome, peer)
   }
@@ -622,6 +635,7 @@ export class Outbox {
   #settleOnDisk(lane: Lane, from: number, to: number, outcome: Outcome): void {
     lane.finishedOnDisk.addRange(from, to)
     if (outcome === 'dead') lane.deadOnDisk.addRange(from, to)
+    if (outcome === 'expired') lane.expiredOnDisk.addRange(from, to)
   }
 
   /** Nobody settles what was never with it. */
@@ -699,6 +713,8 @@ export class Outbox {
   #finish(entry: Entry, outcome: Outcome, by: PeerId | null): void {
     const { route, lane } = entry
     if (entry.state === 'settled') return
+    // What expired here was counted and written down with its expiry.
+    const isCounted = outcome === 'expired' && by === null && !lane.isMemory
     const holder = entry.target?.peer ?? entry.doubtAt
     this.#elide(entry)
     route.takeBack(entry)
@@ -713,10 +729,10 @@ export class Outbox {
       if (entry.others.size > 0) lane.contested.set(entry.sequence, { outcome, by, others: entry.others })
     }
     if (lane.isMemory) route.memoryCounters[outcome]++
-    else if (outcome !== 'expired') route.counters[outcome]++
+    else if (!isCounted) route.counters[outcome]++
     if (entry.write === 'writing' || entry.write === 'durable')
       this.#lazy.push(rows.remove(rows.recordKey(route.number, lane.epoch, entry.sequence)))
-    if (outcome === 'dead' && !lane.isMemory) {
+    if (outcome !== 'done' && !lane.isMemory && !isCounted) {
       this.#lazy.push(rows.put(rows.outcomeKey(lane.epoch, entry.number), outcome))
       this.#unwritten.set(watchName(lane.space, entry.number), outcome)
     }
@@ -725,13 +741,17 @@ export class Outbox {
     route.dirty = true
     route.inMemory--
     route.inMemoryBytes -= entry.bytes
-    route.pendingBytes -= entry.bytes
-    this.pendingBytes -= entry.bytes + RECORD_OVERHEAD
+    if (!isCounted) this.#forgetBytes(entry)
     if (entry.key) route.advanceKey(entry.key)
     this.#active.add(route)
     if (entry.sent) this.#tell(entry, entry.sent, outcome)
     this.#retire(lane)
     this.#leaveDropped(route)
+  }
+
+  #forgetBytes(entry: Entry): void {
+    entry.route.pendingBytes -= entry.bytes
+    this.pendingBytes -= entry.bytes + RECORD_OVERHEAD
   }
 
   #rememberEnd(entry: Entry, outcome: Outcome): void {
@@ -1009,11 +1029,13 @@ export interface ResumeAnswer {
   readonly route: number
   readonly done: readonly number[]
   readonly dead: readonly number[]
+  readonly expired: readonly number[]
   readonly running: readonly number[]
 }
 
 const SLAB_BYTES = 256 * 1024
 const MEMORY_ENDS = 10_000
+const isPlainQueue = ({ kind, group, owner }: Route): boolean => kind === 'queue' && group === '' && owner === ''
 const isSettled = (entry: Entry): boolean => entry.state === 'settled'
 const watchName = (space: string, number: number): string => `${space}/${number}`
 const laneName = (space: string, number: number): string => `${space}/${number}`

@@ -54,8 +54,10 @@ export function openStore(facts: OpenFacts, done: (opened: Opened | null, error:
   const batch = [rows.put(rows.LINEAGE_KEY, kept), rows.put(rows.COMMIT_KEY, [commit + 1, openMs])]
   const { commitTimeoutMs } = facts.limits
   const stopTimer = clock.timer(commitTimeoutMs, () => done(null, new PeerpostError('FAILED', `The store did not answer within ${commitTimeoutMs} ms. Check the disk, then start again.`)))
+  if (!rules.incarnationFirst) clock.defer(() => done(fill(facts, epoch, space, kept, commit + 1, openMs), null))
   log.commit(batch, (result) => {
     stopTimer()
+    if (!rules.incarnationFirst) return
     if (result.kind === 'ok') done(fill(facts, epoch, space, kept, commit + 1, openMs), null)
     else if (result.kind === 'full') done(null, new PeerpostError('FULL', `The store cannot be opened: no room (${result.reason}). Free some disk space.`))
     else done(null, new PeerpostError('FAILED', `The store cannot be written: ${result.reason}. Check the disk, then start again.`))

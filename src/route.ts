@@ -266,7 +266,7 @@ export class Route {
     if (!consumer.canTake(entry.bytes)) return false
     if (this.rules.keepClass && !entry.lower && entry.write !== 'none' && consumer.rank < entry.rank) return false
     const lane = entry.lane
-    if (!this.rules.touchFirst || lane.isMemory || lane.touched.get(consumer.peer) === 'durable') return true
+    if (consumer.lane === lane || !this.rules.touchFirst || lane.isMemory || lane.touched.get(consumer.peer) === 'durable') return true
     if (!lane.touched.has(consumer.peer)) wantTouch(lane, consumer.peer)
     return false
   }
@@ -284,7 +284,11 @@ export class Route {
   #hand(entry: Entry, consumer: RemoteConsumer, wallNow: number): void {
     const carrier = consumer.carrier
     const lane = entry.lane
-    const number = carrier.lanes.get(lane) ?? declareLane(carrier, lane)
+    if (consumer.lane !== lane) {
+      consumer.laneNumber = carrier.lanes.get(lane) ?? declareLane(carrier, lane)
+      consumer.lane = lane
+    }
+    const number = consumer.laneNumber
     let flags = entry.redelivered ? DATA_FLAG.redelivered : 0
     if (entry.key !== null && entry.key.out === 0) flags |= DATA_FLAG.keyHead
     const age = Math.max(0, wallNow - entry.created)

@@ -36,7 +36,7 @@ export class Sender {
   /** One message to a queue. Throws what is wrong with it; once it returns, the message is accepted or its end unknown. */
   send(queue: string, body: unknown, options: api.SendOptions): Sent {
     const { outbox } = this.turn.store
-    const route = outbox.findRoute('queue', queue, '', '') ?? outbox.route('queue', checkName('queue name', queue), '', '', true)
+    const route = outbox.findQueue(queue) ?? outbox.route('queue', checkName('queue name', queue), '', '', true)
     return this.#accept([route], 'queue', queue, this.draft(body, options, null, false), options)
   }
 
@@ -111,6 +111,7 @@ export class Sender {
     if (signal?.aborted) throw new PeerpostError('ABORTED', 'The send was aborted before it began; nothing was accepted.', signal.reason)
     const known = id === undefined ? null : this.#knownId(kind, name, id)
     if (known) return known
+    if (!this.turn.options.rules.quotaBeforeFrames) return this.#enterThenCheck(routes, kind, name, draft, id)
     this.turn.checkRoom(draft.body.bytes.length)
     return this.#enter(routes, kind, name, draft, id)
   }
@@ -119,6 +120,13 @@ export class Sender {
     const sent = this.#newSent(draft)
     if (id !== undefined) this.#rememberId(kind, name, id, sent)
     this.turn.submit(routes, draft, sent)
+    return sent
+  }
+
+  /** Rule P6 switched off: by the time the quota refuses a message, it is on its way. */
+  #enterThenCheck(routes: readonly Route[], kind: api.DestinationKind, name: string, draft: Draft, id: string | undefined): Sent {
+    const sent = this.#enter(routes, kind, name, draft, id)
+    this.turn.checkRoom(0)
     return sent
   }
 

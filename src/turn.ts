@@ -85,6 +85,9 @@ export class Turn {
   #isBeat = false
   /** Nothing is put off any more. */
   #isDraining = false
+  /** When the first message since the last turn was submitted; 0 before it. */
+  #submitWall = 0
+  #submitNow = 0
 
   constructor(readonly options: TurnOptions) {
     const { clock, proofs, network, limits, rules, log } = options
@@ -97,7 +100,7 @@ export class Turn {
       subscribed: (link, consumer) => this.afterCommit(() => link.writer.control(FRAME.subscribed, [consumer])),
       confirmed: (consumer) => this.onSubscribed?.(consumer),
     })
-    this.links = new Links(clock, proofs, network, limits, this.#linkEvents(), rules.checkLineage, rules.ignoreOldConnections)
+    this.links = new Links(clock, proofs, network, limits, this.#linkEvents(), rules)
   }
 
   /** A publisher has stored our durable subscription (rule P20). */
@@ -169,7 +172,8 @@ export class Turn {
     if (this.failure !== null || this.#isDead) return
     this.failure = error
     this.kill()
-    this.#leaveUnknown(new PeerpostError('UNKNOWN', `The peer stopped before this was confirmed: ${error.message} Send it again with the same id.`, error))
+    const code = this.options.rules.unknownIsUnknown ? 'UNKNOWN' : 'FULL'
+    this.#leaveUnknown(new PeerpostError(code, `The peer stopped before this was confirmed: ${error.message} Send it again with the same id.`, error))
     this.options.emit('failed', error)
   }
 
@@ -218,14 +222,19 @@ export class Turn {
   /** Appends a message to its routes. The caller has checked it. */
   submit(targets: readonly Route[], draft: Draft, sent: Sent): void {
     const { clock } = this.options
-    this.store.outbox.append(targets, draft, sent, clock.wall(), clock.now())
+    // One look at the clocks a turn serves all messages that do not depend on it.
+    if (this.#submitWall === 0 || draft.delayMs > 0 || draft.ttlMs !== Number.POSITIVE_INFINITY) {
+      this.#submitWall = clock.wall()
+      this.#submitNow = clock.now()
+    }
+    this.store.outbox.append(targets, draft, sent, this.#submitWall, this.#submitNow)
     this.schedule()
   }
 
   /** Throws FULL where the quota leaves no room (rule P6). */
   checkRoom(bytes: number): void {
     if (this.#isFull) throw new PeerpostError('FULL', 'The disk has no room for the store. Free some space; the peer goes on by itself.')
-    if (!this.options.rules.quotaBeforeFrames || this.store.outbox.hasRoom(bytes, this.options.log.bytes())) return
+    if (this.store.outbox.hasRoom(bytes, this.options.log.bytes())) return
     throw new PeerpostError('FULL', 'The store has reached its quota: consumers are behind. Wait, add consumers, or raise quotaBytes.')
   }
 
@@ -359,6 +368,7 @@ export class Turn {
   #run(): void {
     const { clock } = this.options
     const now = clock.now()
+    this.#submitWall = 0
     this.#due(now)
     this.#load(now)
     this.#start(now)

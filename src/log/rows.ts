@@ -122,6 +122,7 @@ export const touchedOfKey = (at: Buffer): { epoch: number; route: number; peer: 
 
 /** `dead` or `expired`: without a row, what is finished is done (rule P18). */
 export const outcomeKey = (epoch: number, number: number): Buffer => key('outcome', u32(epoch), u48(number))
+export const outcomeOfKey = (at: Buffer): { epoch: number; number: number } => ({ epoch: at.readUInt32BE(1), number: at.readUIntBE(5, 6) })
 
 /** A caller's id, for the window of repeats. */
 export interface IdRow {
@@ -163,6 +164,8 @@ export interface DoneRow {
   readonly epoch: number
   readonly ends: readonly number[]
   readonly dead: readonly number[]
+  /** Expired before it started: its sender is told so, if it has to ask again. */
+  readonly expired?: readonly number[]
 }
 export const doneKey = (space: SpaceId, route: number): Buffer => key('done', Buffer.from(space, 'hex'), u32(route))
 export const doneOfKey = (at: Buffer): { space: SpaceId; route: number } => ({
