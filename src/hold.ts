@@ -88,13 +88,17 @@ export interface Taker {
 
 /** A message at its consumer. */
 export class Held {
+  /** Null until it is asked for. */
+  #meta: Meta | undefined | null = null
   state: HeldState = 'held'
   key: InKey | null = null
   /** Deliveries that count, before this one. */
   attempts: number
   history: readonly Attempt[] = []
-  /** A start mark is in the log. */
+  /** A row of its attempts is in the log. */
   marked = false
+  /** That row says that this delivery was started. */
+  startMarked = false
   /** Started before a crash: runs alone (G10). */
   suspect = false
   startedAt = 0
@@ -126,7 +130,8 @@ export class Held {
   }
 
   get meta(): Meta | undefined {
-    return data.meta(this.frame, this.start)
+    if (this.#meta === null) this.#meta = data.meta(this.frame, this.start)
+    return this.#meta
   }
 
   get body(): unknown {

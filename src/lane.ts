@@ -261,8 +261,10 @@ export class Lane {
   readonly running = new Map<number, PeerId>()
   /** What a consumer said of a message that is not in memory. */
   readonly nacked = new Map<number, { attempts: number; due: number; history: Entry['history'] }>()
-  /** How a message ended that more than one consumer may have had (rule P13). */
-  readonly contested = new Map<number, { outcome: Outcome; by: PeerId | null }>()
+  /** Of those, the dead ones. */
+  readonly deadOnDisk = new IntervalSet()
+  /** How a message ended that more than one consumer may have had, and who of them has not said yet (rule P13). */
+  readonly contested = new Map<number, { outcome: Outcome; by: PeerId | null; readonly others: Set<PeerId> }>()
   /** Older space whose fate at its consumers was given up on: what is sent again is marked. */
   redelivered = false
   /** Something finished since the consumers were told. */
@@ -289,7 +291,7 @@ export class Lane {
   }
 
   get isFinished(): boolean {
-    return this.slots.length === 0 && this.stragglers.size === 0 && this.loadedTo >= this.next
+    return this.slots.length === 0 && this.stragglers.size === 0 && this.contested.size === 0 && this.loadedTo >= this.next
   }
 
   add(entry: Entry): void {
@@ -356,7 +358,8 @@ export class Lane {
 
   /** What may be told as finished: all up to `through` except the exceptions. */
   get finished(): { through: number; exceptions: number[] } {
-    const exceptions = [...this.stragglers.keys()].sort((a, b) => a - b)
+    // What is contested is not over: its other holder must still be able to say how it ended there.
+    const exceptions = [...this.stragglers.keys(), ...this.contested.keys()].filter((sequence) => sequence < this.base).sort((a, b) => a - b)
     if (exceptions.length <= EXCEPTIONS_MAX) return { through: this.base - 1, exceptions }
     return { through: exceptions[EXCEPTIONS_MAX]! - 1, exceptions: exceptions.slice(0, EXCEPTIONS_MAX) }
   }

@@ -30,7 +30,7 @@ export interface Hello {
   readonly storeId: string
   readonly epoch: number
   readonly space: SpaceId
-  /** Counts this incarnation's connections; decides between two of one dialer. */
+  /** Counts this incarnation's connections, from 1. It is told, and nothing is judged by it yet. */
   readonly counter: number
   readonly name: string
   readonly durability: Durability
@@ -112,10 +112,11 @@ function readHello(fields: unknown[]): Hello {
   if (low > PROTOCOL_VERSION || high < PROTOCOL_VERSION)
     throw new PeerpostError('PROTOCOL_VERSION', `The other side speaks protocol ${low} to ${high}; this one speaks ${PROTOCOL_VERSION}. Upgrade the older one.`)
   const isHex = (value: unknown): value is string => typeof value === 'string' && /^[0-9a-f]{32}$/.test(value)
+  const isName = (value: unknown): value is string => typeof value === 'string' && value.length <= 255 && !/\p{Cc}/u.test(value)
   const isCount = (value: unknown): value is number => typeof value === 'number' && Number.isSafeInteger(value) && value >= 0
-  const durability = CLASSES[rank as number]
+  const durability = typeof rank === 'number' ? CLASSES[rank] : undefined
   if (typeof peer !== 'string' || !Buffer.isBuffer(nonce) || nonce.length !== 32 || !isHex(storeId) || !isHex(space)) throw violation('HELLO has wrong fields')
-  if (!isCount(epoch) || epoch > 0xffffffff || !isCount(counter) || typeof name !== 'string' || durability === undefined) throw violation('HELLO has wrong fields')
+  if (!isCount(epoch) || epoch > 0xffffffff || !isCount(counter) || !isName(name) || durability === undefined) throw violation('HELLO has wrong fields')
   return { peer: peer as PeerId, storeId, epoch, space: space as SpaceId, counter, name, durability }
 }
 

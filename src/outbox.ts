@@ -152,17 +152,31 @@ export class Outbox {
     return found
   }
 
-  /** Forgets a subscription and expires what it has not had. */
+  /** Ends a subscription: what it has not had expires, on disk too, and what is out when it comes back. */
   dropRoute(route: Route, now: number): void {
+    const { kind, name, group, owner, durable } = route
+    route.isDropped = true
     this.#topics = this.#topics.filter((other) => other !== route)
     this.#topicCache.clear()
-    this.#byName.delete(routeName(route.kind, route.name, route.group, route.owner))
-    if (isPlainQueue(route)) this.#queues.delete(route.name)
+    this.#byName.delete(routeName(kind, name, group, owner))
+    if (isPlainQueue(route)) this.#queues.delete(name)
+    const row: rows.RouteRow = { kind, name, group, owner, durable, dropped: true }
+    this.#changes.push(rows.put(rows.routeKey(route.number), row))
     for (const lane of route.lanes) {
-      for (const entry of [...lane.entries()]) if (entry.state !== 'out' && entry.state !== 'doubt') this.#expire(entry, now)
+      for (const entry of [...lane.entries()]) if (entry.state !== 'out' && entry.state !== 'doubt' && entry.state !== 'uncommitted') this.#expire(entry, now)
     }
-    if (route.pending === 0) this.#changes.push(rows.remove(rows.routeKey(route.number)), rows.remove(rows.countersKey(route.number)))
-    if (route.pending === 0) this.routes.delete(route.number)
+    this.#active.add(route)
+    this.#leaveDropped(route)
+  }
+
+  /** The last message of a dropped route is settled. */
+  #leaveDropped(route: Route): void {
+    if (!route.isDropped || route.pending > 0) return
+    this.#changes.push(rows.remove(rows.routeKey(route.number)), rows.remove(rows.countersKey(route.number)))
+    route.dirty = false
+    this.routes.delete(route.number)
+    this.#active.delete(route)
+    for (const lane of route.lanes) this.#lanes.delete(laneName(lane.space, lane.number))
   }
 
   #lane(route: Route, isMemory: boolean): Lane {
@@ -400,7 +414,9 @@ export class Outbox {
       entry.route.unhold(entry)
       this.#due.add(now + delay, entry)
       if (entry.key) entry.route.advanceKey(entry.key)
-    } else entry.route.release(entry)
+    } else if (entry.key === null) entry.route.enqueue(entry)
+    else entry.route.release(entry)
+    if (entry.route.isDropped) this.#expire(entry, now)
   }
 
   /** The lane whose records should be read next, and from where. */
@@ -416,7 +432,7 @@ export class Outbox {
   loaded(lane: Lane, records: ReadonlyArray<{ sequence: number; frame: Buffer }>, to: number, wallNow: number, now: number): void {
     for (const { sequence, frame } of records) {
       if (lane.finishedOnDisk.has(sequence)) {
-        this.#forgetRecord(lane, sequence, frame.length, 'done', data.number(frame, 0))
+        this.#forgetRecord(lane, sequence, frame.length, lane.deadOnDisk.has(sequence) ? 'dead' : 'done', data.number(frame, 0))
         continue
       }
       const entry = new Entry(lane.route, lane, sequence, data.number(frame, 0), frame, 0, frame.length, data.created(frame, 0), this.#watched.get(watchName(lane.space, data.number(frame, 0))) ?? null)
@@ -436,9 +452,11 @@ export class Outbox {
       lane.nacked.delete(sequence)
       // A retry keeps its key waiting; a delay that its sender asked for does not.
       if (nacked && entry.state === 'waiting') lane.route.hold(entry)
+      if (lane.route.isDropped) this.#expire(entry, now)
     }
     lane.loadedTo = Math.max(lane.loadedTo, to)
     this.#retire(lane)
+    this.#leaveDropped(lane.route)
   }
 
   /** A record that never came to memory is finished. */
@@ -513,7 +531,8 @@ export class Outbox {
       if (!lane.isFinished) open.add(lane.space)
       if (lane.isMemory ? !this.#hasDoubt(lane, peer) : !lane.touched.has(peer)) continue
       const { through, exceptions } = lane.finished
-      lanes.push([lane.spaceBytes, lane.number, lane.base, lane.next - 1, this.rules.tellFinished ? through : 0, exceptions])
+      const contested = [...lane.contested.keys()]
+      lanes.push([lane.spaceBytes, lane.number, Math.min(lane.base, ...contested), lane.next - 1, this.rules.tellFinished ? through : 0, exceptions])
     }
     return { open: [...open], lanes }
   }
@@ -533,6 +552,7 @@ export class Outbox {
       for (const [sequence, at] of lane.running) if (at === peer) lane.running.delete(sequence)
       this.#settleRanges(lane, answer.done, 'done', peer)
       this.#settleRanges(lane, answer.dead, 'dead', peer)
+      for (const [sequence, { others }] of lane.contested) if (others.has(peer) && !answer.running.includes(sequence)) this.#heardOf(lane, sequence, peer)
       if (!this.rules.resumeListsRunning) continue
       for (const sequence of answer.running) {
         const entry = lane.get(sequence)
@@ -559,7 +579,7 @@ export class Outbox {
     if (entry.doubtAt !== null) this.#doubt.get(entry.doubtAt)?.delete(entry)
     entry.doubtAt = null
     entry.redelivered = true
-    if (entry.expiresAt <= now) this.#expire(entry, now)
+    if (entry.expiresAt <= now || entry.route.isDropped) this.#expire(entry, now)
     else entry.route.release(entry)
     this.#active.add(entry.route)
   }
@@ -583,53 +603,76 @@ export class Outbox {
     return freed
   }
 
-  ack(peer: PeerId, space: string, number: number, ends: readonly number[], outcome: Outcome): Array<{ lane: Lane; sequence: number; peer: PeerId }> {
+  ack(peer: PeerId, space: string, number: number, ends: readonly number[], outcome: Outcome): void {
     const lane = this.#lanes.get(laneName(space, number))
-    if (!lane) return []
+    if (!lane) return
     if (!lane.isOld && ends[ends.length - 1]! >= lane.next) throw violation(`it acknowledged a message that was never sent (${ends[ends.length - 1]})`)
-    return this.#settleRanges(lane, this.rules.exactAcks ? ends : [1, ends[ends.length - 1]!], outcome, peer)
+    this.#settleRanges(lane, this.rules.exactAcks ? ends : [1, ends[ends.length - 1]!], outcome, peer)
   }
 
-  /** Settles ranges of a lane; gives those whose other holder has to withdraw its dead letter (rule P13). */
-  #settleRanges(lane: Lane, ends: readonly number[], outcome: Outcome, peer: PeerId): Array<{ lane: Lane; sequence: number; peer: PeerId }> {
-    const withdraw: Array<{ lane: Lane; sequence: number; peer: PeerId }> = []
+  /** Settles ranges of a lane, of what was with this peer. */
+  #settleRanges(lane: Lane, ends: readonly number[], outcome: Outcome, peer: PeerId): void {
+    // Who had what of an older space was with its process: any consumer that was given some may tell.
+    const mayHold = lane.isOld && (lane.touched.has(peer) || !this.rules.touchFirst)
     for (let i = 0; i < ends.length; i += 2) {
       const from = ends[i]!
       const to = Math.min(ends[i + 1]!, lane.next - 1)
-      if (to >= lane.loadedTo) lane.finishedOnDisk.addRange(Math.max(from, lane.loadedTo), to)
-      for (const sequence of lane.stragglers.keys()) if (sequence >= from && sequence <= to) this.#settleOne(lane, sequence, outcome, peer)
-      for (let sequence = Math.max(from, lane.base); sequence <= Math.min(to, lane.loadedTo - 1); sequence++) this.#settleOne(lane, sequence, outcome, peer)
-      for (const sequence of lane.contested.keys()) if (sequence >= from && sequence <= to) this.#contest(lane, sequence, outcome, peer, withdraw)
+      if (to >= lane.loadedTo && mayHold) this.#settleOnDisk(lane, Math.max(from, lane.loadedTo), to, outcome)
+      for (const sequence of lane.stragglers.keys()) if (sequence >= from && sequence <= to) this.#settleOne(lane, sequence, outcome, peer, mayHold)
+      for (let sequence = Math.max(from, lane.base); sequence <= Math.min(to, lane.loadedTo - 1); sequence++) this.#settleOne(lane, sequence, outcome, peer, mayHold)
+      for (const sequence of lane.contested.keys()) if (sequence >= from && sequence <= to) this.#contest(lane, sequence, outcome, peer)
       for (const sequence of lane.running.keys()) if (sequence >= from && sequence <= ends[i + 1]!) lane.running.delete(sequence)
     }
     this.#active.add(lane.route)
     this.#retire(lane)
-    return withdraw
   }
 
-  #settleOne(lane: Lane, sequence: number, outcome: Outcome, peer: PeerId): void {
+  #settleOnDisk(lane: Lane, from: number, to: number, outcome: Outcome): void {
+    lane.finishedOnDisk.addRange(from, to)
+    if (outcome === 'dead') lane.deadOnDisk.addRange(from, to)
+  }
+
+  /** Nobody settles what was never with it. */
+  #settleOne(lane: Lane, sequence: number, outcome: Outcome, peer: PeerId, mayHold: boolean): void {
     const entry = lane.get(sequence)
-    if (entry && entry.state !== 'uncommitted' && entry.state !== 'expiring') this.#finish(entry, outcome, peer)
+    if (!entry || entry.state === 'uncommitted' || entry.state === 'expiring') return
+    if (mayHold || entry.target?.peer === peer || entry.doubtAt === peer || entry.others?.has(peer)) this.#finish(entry, outcome, peer)
   }
 
-  /** A second outcome of one message: done beats dead. */
-  #contest(lane: Lane, sequence: number, outcome: Outcome, peer: PeerId, withdraw: Array<{ lane: Lane; sequence: number; peer: PeerId }>): void {
+  /** Dead letters to be taken back, with the peers that hold them (rule P13). */
+  withdrawals: Array<{ lane: Lane; sequence: number; peer: PeerId }> = []
+
+  /** A second outcome of one message: done beats dead, and of two dead letters the first one stays. */
+  #contest(lane: Lane, sequence: number, outcome: Outcome, peer: PeerId): void {
     const first = lane.contested.get(sequence)!
-    if (first.outcome === outcome || first.by === peer) return
-    const dead = outcome === 'dead' ? peer : first.by
-    if (dead !== null) withdraw.push({ lane, sequence, peer: dead })
-    if (outcome === 'done') lane.contested.set(sequence, { outcome, by: peer })
+    if (first.by === peer) return
+    if (outcome === 'dead') this.withdrawals.push({ lane, sequence, peer })
+    else if (outcome === 'done' && first.outcome === 'dead') {
+      if (first.by !== null) this.withdrawals.push({ lane, sequence, peer: first.by })
+      first.outcome = outcome
+      first.by = peer
+    }
+    this.#heardOf(lane, sequence, peer)
+  }
+
+  /** One of the holders of a contested message has said how it ended there. */
+  #heardOf(lane: Lane, sequence: number, peer: PeerId): void {
+    const contested = lane.contested.get(sequence)
+    contested?.others.delete(peer)
+    if (contested?.others.size === 0) lane.contested.delete(sequence)
   }
 
   nack(peer: PeerId, space: string, number: number, sequence: number, fields: NackFields, now: number): void {
     const lane = this.#lanes.get(laneName(space, number))
-    if (!lane || sequence >= lane.next) return
+    if (!lane) return
     const entry = lane.get(sequence)
     if (!entry) {
       if (lane.running.get(sequence) !== peer) return
       lane.running.delete(sequence)
-      lane.nacked.set(sequence, { attempts: fields.attempts, due: now + fields.delayMs, history: fields.history })
+      // Of some that run, this store may know nothing: they were never written, or a restore undid them.
+      if (sequence < lane.next) lane.nacked.set(sequence, { attempts: fields.attempts, due: now + fields.delayMs, history: fields.history })
       this.#active.add(lane.route)
+      this.#retire(lane)
       return
     }
     const holds = (entry.state === 'out' && entry.target?.peer === peer) || (entry.state === 'doubt' && entry.doubtAt === peer)
@@ -651,7 +694,7 @@ export class Outbox {
       entry.attempts = Math.max(entry.attempts, fields.attempts)
       entry.history = fields.history
     }
-    if (entry.expiresAt <= now) this.#expire(entry, now)
+    if (entry.expiresAt <= now || route.isDropped) this.#expire(entry, now)
     else if (fields.delayMs > 0) {
       entry.state = 'waiting'
       route.hold(entry)
@@ -664,13 +707,19 @@ export class Outbox {
   #finish(entry: Entry, outcome: Outcome, by: PeerId | null): void {
     const { route, lane } = entry
     if (entry.state === 'settled') return
+    const holder = entry.target?.peer ?? entry.doubtAt
     this.#elide(entry)
     route.takeBack(entry)
     if (entry.doubtAt !== null) this.#doubt.get(entry.doubtAt)?.delete(entry)
     entry.state = 'settled'
     route.unhold(entry)
     lane.finish(entry.sequence)
-    if (entry.others) lane.contested.set(entry.sequence, { outcome, by })
+    // One that it was given up on has ended it, or it has failed over before: someone else may yet say otherwise.
+    if (by !== null && holder !== null && holder !== by) entry.others = (entry.others ?? new Set()).add(holder)
+    if (entry.others) {
+      if (by !== null) entry.others.delete(by)
+      if (entry.others.size > 0) lane.contested.set(entry.sequence, { outcome, by, others: entry.others })
+    }
     if (lane.isMemory) route.memoryCounters[outcome]++
     else if (outcome !== 'expired') route.counters[outcome]++
     if (entry.write === 'writing' || entry.write === 'durable')
@@ -690,6 +739,7 @@ export class Outbox {
     this.#active.add(route)
     if (entry.sent) this.#tell(entry, entry.sent, outcome)
     this.#retire(lane)
+    this.#leaveDropped(route)
   }
 
   #rememberEnd(entry: Entry, outcome: Outcome): void {
@@ -761,7 +811,7 @@ export class Outbox {
   sweep(now: number, ephemeralIdleMs: number): Route[] {
     const idle: Route[] = []
     for (const route of [...this.routes.values()]) {
-      if (route.kind !== 'topic' && route.kind !== 'reply') continue
+      if (route.isDropped || (route.kind !== 'topic' && route.kind !== 'reply')) continue
       const idleMs = route.durable ? this.limits.maxIdleMs : ephemeralIdleMs
       if (route.consumers.length > 0 || now - route.idleSince < idleMs) continue
       if (route.pending > 0) idle.push(route)
@@ -864,10 +914,18 @@ export class Outbox {
     const route = this.#register(number, row.kind, row.name, row.group, row.owner, row.durable)
     this.#routeNumber = Math.max(this.#routeNumber, number)
     route.idleSince = now
+    if (row.dropped) this.#restoreDropped(route)
     const [accepted, done, dead, expired, bytes] = counters ?? [0, 0, 0, 0, 0]
     Object.assign(route.counters, { accepted, done, dead, expired })
     route.pendingBytes = bytes!
     this.pendingBytes += bytes! + (accepted! - done! - dead! - expired!) * RECORD_OVERHEAD
+  }
+
+  #restoreDropped(route: Route): void {
+    route.isDropped = true
+    this.#topics = this.#topics.filter((other) => other !== route)
+    this.#byName.delete(routeName(route.kind, route.name, route.group, route.owner))
+    this.#active.add(route)
   }
 
   /** A lane of an older space, with its first and last record; `touched` may hold some of it (rule P1). */
@@ -902,7 +960,7 @@ export class Outbox {
   /** Lanes of a space, and whether a message number of it is among what is in memory and unsettled. */
   whereIs(space: string, number: number): { isOurs: boolean; isPending: boolean; onDisk: Lane[] } {
     const lanes = [...this.#lanes.values()].filter((lane) => lane.space === space)
-    const isOurs = lanes.length > 0 || (space === this.incarnation.space && number <= this.#number)
+    const isOurs = space === this.incarnation.space ? number <= this.#number : lanes.length > 0
     const isIt = (entry: Entry): boolean => entry.number === number && entry.lane.space === space && entry.state !== 'settled'
     const isPending = lanes.some((lane) => lane.findNumber(number)) || [...this.#wanted].some(isIt) || this.#writing.some(isIt)
     return { isOurs, isPending, onDisk: lanes.filter((lane) => lane.loadedTo < lane.next) }

@@ -4,6 +4,7 @@
  * and hands it to the outbox. Synchronous: whoever wants a promise makes it of the `Sent` (`peer.ts`).
  */
 import { PeerpostError } from './errors.js'
+import { IdWindow } from './idwindow.js'
 import { Sent } from './lane.js'
 import { DURABILITY_RANK } from './log/log.js'
 import * as rows from './log/rows.js'
@@ -25,8 +26,12 @@ const DELAY_MAX_MS = 100 * 365 * 86_400_000
 export class Sender {
   /** Messages with a caller's id whose row is not durable yet. */
   readonly #ids = new Map<string, Sent>()
+  readonly #window: IdWindow
 
-  constructor(readonly turn: Turn) {}
+  constructor(readonly turn: Turn) {
+    const { log, limits } = turn.options
+    this.#window = new IdWindow(log, limits.idWindowMs, LIMITS.idWindow)
+  }
 
   /** One message to a queue. Throws what is wrong with it; once it returns, the message is accepted or its end unknown. */
   send(queue: string, body: unknown, options: api.SendOptions): Sent {
@@ -125,12 +130,10 @@ export class Sender {
   #knownId(kind: api.DestinationKind, name: string, id: string): Sent | null {
     const known = this.#ids.get(`${kind}/${name}/${id}`)
     if (known) return known
-    const bytes = this.turn.options.log.get(rows.idKey(kind, name, id))
-    if (!bytes) return null
-    const row = rows.read<rows.IdRow>(bytes)
-    if (this.turn.options.clock.wall() - row.at > LIMITS.idWindowMs) return null
+    const row = this.#window.find(rows.idKey(kind, name, id), this.turn.openMs)
+    if (row === null) return null
     const { outbox, lineage } = this.turn.store
-    const space = lineage.find((entry) => entry.epoch === row.epoch)?.space ?? null
+    const space = lineage.find((entry) => entry.epoch === row.epoch && !entry.isLost)?.space ?? null
     const live = space === null ? undefined : outbox.sentOf(space, row.number)
     if (live) return live
     const sent = new Sent(id, '', row.number, this.turn.options.durability)
@@ -142,11 +145,14 @@ export class Sender {
 
   #rememberId(kind: api.DestinationKind, name: string, id: string, sent: Sent): void {
     const key = rows.idKey(kind, name, id)
-    const at = Math.round(this.turn.options.clock.wall())
+    // The window counts the time for which this peer runs: a wall clock that jumps must not end it.
+    const at = this.turn.openMs
     const { epoch } = this.turn.store
-    const row: rows.IdRow = { epoch, number: sent.number, at }
     this.#ids.set(`${kind}/${name}/${id}`, sent)
-    this.turn.commit([rows.put(key, row), rows.putBytes(rows.idAgeKey(at, epoch, sent.number), key)], () => this.#ids.delete(`${kind}/${name}/${id}`))
+    this.turn.commit(this.#window.enter(key, { epoch, number: sent.number, at }), () => {
+      this.#window.written(key)
+      this.#ids.delete(`${kind}/${name}/${id}`)
+    })
   }
 
   // --- inside transactions

@@ -169,7 +169,8 @@ interface Machine {
 
 /** How often the drain is looked for, and how long it has to last. */
 const LOOK_MS = 100
-const SETTLE_MS = 2000
+// Long enough for a connection whose other end died unheard to be given up and made anew: only then is a loss seen.
+const SETTLE_MS = 8000
 
 class World {
   readonly kernel: Kernel

@@ -1,0 +1,28 @@
+/** A few crash trials of each kind. `npm run crash` runs more of them, and says how to repeat one that fails. */
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import t from 'tap'
+import { crashes, type Who } from './fault.js'
+import { runTrial } from './trial.js'
+
+const TRIALS: ReadonlyArray<readonly [seed: number, who: Who, durability: 'process' | 'disk']> = [
+  [1, 'sender', 'disk'],
+  [2, 'receiver', 'disk'],
+  [3, 'both', 'disk'],
+  [4, 'sender', 'process'],
+  [5, 'receiver', 'process'],
+  [6, 'both', 'process'],
+]
+
+for (const [seed, who, durability] of TRIALS)
+  t.test(`seed ${seed}: kill -9 of ${who}, class ${durability}`, async (t) => {
+    const dir = mkdtempSync(join(tmpdir(), 'peerpost-crash-'))
+    t.teardown(() => rmSync(dir, { recursive: true, force: true }))
+    const { problems, report, kills } = await runTrial({ seed, fault: crashes(who), durability, messages: 500, dir })
+    t.same(problems, [])
+    // The trial was one: something was killed, and something came through.
+    t.ok(kills.sender + kills.consumer >= 2)
+    t.ok(report.counts.acked > 400 && report.counts.effects > 400, 'most messages took effect')
+    t.equal(report.counts.lost + report.counts.duplicated, 0)
+  })
