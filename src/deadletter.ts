@@ -41,7 +41,16 @@ export function showLetter(row: rows.DeadLetterRow, at: PeerId): DeadLetter {
   const { id, kind, name, pattern, group, from, reason, deadAt, attempts, frame } = row
   const headers = data.meta(frame, 0)?.h ?? {}
   const key = data.key(frame, 0) || undefined
-  return { id, kind, name, pattern, group, key, headers, body: data.body(frame, 0, frame.length), from, at, reason, deadAt, attempts }
+  return { id, kind, name, pattern, group, key, headers, body: bodyOf(frame), from, at, reason, deadAt, attempts }
+}
+
+/** A body that nobody can read is shown as its bytes: often that is why it is here. */
+function bodyOf(frame: Buffer): unknown {
+  try {
+    return data.body(frame, 0, frame.length)
+  } catch {
+    return Buffer.from(frame.subarray(data.bodyStart(frame, 0)))
+  }
 }
 
 export const removeLetter = (letter: StoredLetter): Change => rows.remove(letter.key)

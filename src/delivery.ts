@@ -4,7 +4,7 @@
  */
 import { PeerpostError, reasonOf } from './errors.js'
 import { checkInteger, checkOptions, LIMITS } from './options.js'
-import type { Held } from './hold.js'
+import type { Held, Taker } from './hold.js'
 import type { Delivery, Handler, Headers, Message, PeerId, SendOptions, Transaction } from './message.js'
 import type { Change } from './log/log.js'
 import type { TxBuffer, TxSend } from './transaction.js'
@@ -18,8 +18,6 @@ export interface DeliveryHost {
   draftSend(kind: 'send' | 'publish', name: string, body: unknown, options: SendOptions | undefined): TxSend
   /** Appends what a transaction sent, to leave with its commit (rule P4). */
   appendSends(tx: TxBuffer): void
-  /** A pulled delivery is settled: it needs no watching any more. */
-  settled(held: Held): void
   /** Answers a request. Throws where the answer cannot be encoded. */
   reply(held: Held, value: unknown, error: string | null): void
 }
@@ -63,6 +61,9 @@ export class TxFace implements Transaction {
   }
 
   range<Value>(from: string, to: string, limit = 1000): Array<{ key: string; value: Value }> {
+    for (const end of [from, to])
+      if (typeof end !== 'string' || Buffer.byteLength(end) > STATE_KEY_BYTES) throw new PeerpostError('KEY_INVALID', `The ends of a range must be strings of at most ${STATE_KEY_BYTES} bytes.`)
+    checkInteger('limit', limit, 1, RANGE_MAX)
     return this.host.turn.state.range(this.#use(), from, to, limit) as Array<{ key: string; value: Value }>
   }
 
@@ -92,11 +93,13 @@ export class TxFace implements Transaction {
   }
 }
 
+const STATE_KEY_BYTES = 500
+const RANGE_MAX = 1_000_000
 /** A value lies in one row of the log. */
 const STATE_BYTES = LIMITS.frameBytes - 1024
 
 function checkStateKey(key: string): string {
-  if (typeof key !== 'string' || key === '' || Buffer.byteLength(key) > 500)
+  if (typeof key !== 'string' || key === '' || Buffer.byteLength(key) > STATE_KEY_BYTES)
     throw new PeerpostError('KEY_INVALID', 'A state key must be a string of 1 to 500 bytes.')
   return key
 }
@@ -179,12 +182,18 @@ export class HeldDelivery implements Delivery {
     return this.#settle(() => {
       checkOptions('nack', options, ['delayMs', 'reason'])
       if (options.delayMs !== undefined) checkInteger('delayMs', options.delayMs, 0, DELAY_MAX_MS)
-      return this.host.turn.settleFailed(this.held, String(options.reason ?? 'NACK'), options.delayMs)
+      return settleThrown(this.host, this.held, String(options.reason ?? 'NACK'), options.delayMs)
     })
   }
 
   reject(reason: string): Promise<void> {
-    return this.#settle(() => this.host.turn.settleRejected(this.held, String(reason || 'REJECTED')))
+    return this.#settle(() => {
+      const told = String(reason || 'REJECTED')
+      if (this.kind !== 'request') return this.host.turn.settleRejected(this.held, told)
+      // Whoever asked is told; there is nothing left to keep.
+      this.host.reply(this.held, null, told.slice(0, REASON_CHARACTERS))
+      return this.host.turn.settleDone(this.held, [])
+    })
   }
 
   #settle(settle: () => boolean): Promise<void> {
@@ -199,7 +208,6 @@ export class HeldDelivery implements Delivery {
     } catch (thrown) {
       return Promise.reject(thrown)
     }
-    this.host.settled(this.held)
     return new Promise((resolve, reject) => {
       const forget = turn.onFailure(reject)
       turn.afterCommit(() => {
@@ -239,48 +247,49 @@ export class ConflictGate {
 }
 
 /** Runs a handler for one message and settles with what comes of it. */
-export function runHandler(host: DeliveryHost, gate: ConflictGate, handler: Handler<never>, held: Held, running: Map<Held, HeldDelivery>, conflicts = 0): void {
+export function runHandler(host: DeliveryHost, gate: ConflictGate, handler: Handler<never>, held: Held, taker: Taker, conflicts = 0): void {
   const delivery = new HeldDelivery(host, held)
   const tx = new TxFace(host)
-  running.set(held, delivery)
+  held.delivery = delivery
+  taker.active++
   let result: unknown
   try {
     result = handler(delivery as never, tx)
   } catch (thrown) {
-    failed(host, gate, held, tx, running, thrown)
+    failed(host, gate, held, tx, taker, thrown)
     return
   }
   if (result !== null && typeof result === 'object' && typeof (result as PromiseLike<unknown>).then === 'function')
     (result as PromiseLike<unknown>).then(
-      (value) => finished(host, gate, handler, held, tx, running, value, conflicts),
-      (thrown) => failed(host, gate, held, tx, running, thrown),
+      (value) => finished(host, gate, handler, held, tx, taker, value, conflicts),
+      (thrown) => failed(host, gate, held, tx, taker, thrown),
     )
-  else finished(host, gate, handler, held, tx, running, result, conflicts)
+  else finished(host, gate, handler, held, tx, taker, result, conflicts)
 }
 
-function finished(host: DeliveryHost, gate: ConflictGate, handler: Handler<never>, held: Held, tx: TxFace, running: Map<Held, HeldDelivery>, value: unknown, conflicts: number): void {
+function finished(host: DeliveryHost, gate: ConflictGate, handler: Handler<never>, held: Held, tx: TxFace, taker: Taker, value: unknown, conflicts: number): void {
   const buffer = tx.end()
   if (buffer === null) {
-    complete(host, held, null, value, running)
+    complete(host, held, null, value, taker)
     gate.leave(held)
     return
   }
   gate.pass(held, () => {
     if (!host.turn.state.conflicts(buffer)) {
-      complete(host, held, buffer, value, running)
+      complete(host, held, buffer, value, taker)
       gate.leave(held)
       return
     }
     tx.drop()
-    running.delete(held)
+    taker.active--
     if (!host.turn.handlers.holds(held)) return
     if (conflicts + 1 >= CONFLICTS_MAX) gate.enter(held)
-    runHandler(host, gate, handler, held, running, conflicts + 1)
+    runHandler(host, gate, handler, held, taker, conflicts + 1)
   })
 }
 
-function complete(host: DeliveryHost, held: Held, buffer: TxBuffer | null, value: unknown, running: Map<Held, HeldDelivery>): void {
-  running.delete(held)
+function complete(host: DeliveryHost, held: Held, buffer: TxBuffer | null, value: unknown, taker: Taker): void {
+  taker.active--
   const { turn } = host
   if (turn.failure || !turn.handlers.holds(held)) {
     if (buffer) turn.state.end(buffer)
@@ -290,6 +299,7 @@ function complete(host: DeliveryHost, held: Held, buffer: TxBuffer | null, value
     if (held.consumer.kind === 'request') host.reply(held, buffer?.reply ? buffer.reply.body : value, null)
     let changes: Change[] = []
     if (buffer) {
+      if (buffer.bytes > 0) turn.checkRoom(buffer.bytes)
       host.appendSends(buffer)
       changes = turn.state.apply(buffer)
     }
@@ -300,21 +310,20 @@ function complete(host: DeliveryHost, held: Held, buffer: TxBuffer | null, value
   }
 }
 
-function failed(host: DeliveryHost, gate: ConflictGate, held: Held, tx: TxFace, running: Map<Held, HeldDelivery>, thrown: unknown): void {
+function failed(host: DeliveryHost, gate: ConflictGate, held: Held, tx: TxFace, taker: Taker, thrown: unknown): void {
   tx.drop()
-  running.delete(held)
+  taker.active--
   gate.leave(held)
   const { turn } = host
   if (turn.failure || !turn.handlers.holds(held)) return
   settleThrown(host, held, thrown)
 }
 
-/** Again, or the end; whoever asked hears of the last failure. */
-function settleThrown(host: DeliveryHost, held: Held, thrown: unknown): void {
+/** Again, or the end; whoever asked hears of the last failure. False where the lease is lost. */
+function settleThrown(host: DeliveryHost, held: Held, thrown: unknown, delayMs?: number): boolean {
   const { turn } = host
   const reason = reasonOf(thrown).slice(0, REASON_CHARACTERS)
-  if (held.consumer.kind === 'request' && held.attempts + 1 >= held.consumer.policy.maxAttempts) {
-    host.reply(held, null, reason)
-    turn.settleDone(held, [])
-  } else turn.settleFailed(held, reason, undefined)
+  if (held.consumer.kind !== 'request' || held.attempts + 1 < held.consumer.policy.maxAttempts) return turn.settleFailed(held, reason, delayMs)
+  host.reply(held, null, reason)
+  return turn.settleDone(held, [])
 }

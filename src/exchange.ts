@@ -8,10 +8,11 @@ import type { Inbox } from './inbox.js'
 import { RemoteConsumer } from './lane.js'
 import type { LinkConnection } from './link.js'
 import { DURABILITY_RANK } from './log/log.js'
-import type { DestinationKind, PeerId, SpaceId } from './message.js'
+import type { PeerId, SpaceId } from './message.js'
 import type { Limits } from './options.js'
 import type { NackFields, Outbox, ResumeAnswer } from './outbox.js'
 import { ACK_OUTCOMES, type Settle } from './settle.js'
+import * as check from './transport/fields.js'
 import { checkData, data, FRAME, readAck, readControl, readCredit, violation } from './transport/frame.js'
 
 /** The machines of one incarnation. */
@@ -36,10 +37,16 @@ export interface ExchangeEvents {
   confirmed(consumer: number): void
 }
 
-const KINDS: readonly DestinationKind[] = ['queue', 'topic', 'request', 'reply']
 const PROGRESS_EVERY = 512
+/** Names and lanes that one connection may have: what it costs to keep them stays bounded. */
+const CONSUMERS_MAX = 16_384
+const LANES_MAX = 65_536
 
 export class Exchange {
+  /** When the packet came that is being read. */
+  #heardAt = Number.NEGATIVE_INFINITY
+  #heardWall = 0
+
   constructor(
     readonly clock: Clock,
     readonly limits: Limits,
@@ -78,7 +85,7 @@ export class Exchange {
       case FRAME.unconsume:
         return this.#unconsume(link, fields)
       case FRAME.subscribed:
-        return this.events.confirmed(number(fields[0]))
+        return this.events.confirmed(check.u32(fields[0]))
       case FRAME.resume:
         return this.#resume(link, fields)
       case FRAME.resumed:
@@ -86,7 +93,7 @@ export class Exchange {
       case FRAME.progress:
         return this.#progress(link, fields)
       case FRAME.withdraw:
-        return this.events.withdraw(space(fields[0]), number(fields[1]), number(fields[2]))
+        return this.#withdraw(link, fields)
       default:
         // A newer peer may know more frames: within one protocol version they may be passed over.
         if (type < 64) throw violation(`frame type ${type} is unknown`)
@@ -94,23 +101,39 @@ export class Exchange {
   }
 
   #lane(link: LinkConnection, fields: unknown[]): void {
-    const [lane, spaceField, epoch, route, kind, name, group, owner] = fields
-    const bytes = spaceField as Buffer
-    if (!KINDS.includes(kind as DestinationKind) || typeof name !== 'string' || typeof group !== 'string' || typeof owner !== 'string')
-      throw violation('a LANE has wrong fields')
-    const destination = { kind: kind as DestinationKind, name, group, owner }
-    link.laneIds.set(number(lane), { space: Buffer.from(bytes), route: number(route) })
-    link.inLanes.set(number(lane), this.machines().inbox.declareLane(link.peer, space(bytes), Buffer.from(bytes), number(epoch), number(route), destination))
+    const [lane, spaceField, epochField, routeField, kind, name, group, owner] = fields
+    const bytes = Buffer.from(check.spaceBytes(spaceField))
+    const space = check.space(spaceField)
+    const epoch = check.u32(epochField)
+    const route = check.u32(routeField)
+    const { hello } = link
+    // A space belongs to one store: another's would mix what is done of both.
+    if (hello && (epoch > hello.epoch || (epoch === hello.epoch) !== (space === hello.space))) throw violation('a LANE names a space that is not its own')
+    const { inbox } = this.machines()
+    const known = inbox.lanes.get(`${space}/${route}`)
+    if (known && known.peer !== link.peer) throw violation('a LANE names a space of another peer')
+    if (link.laneIds.size >= LANES_MAX) throw violation(`it declared more than ${LANES_MAX} lanes`)
+    const destination = { kind: check.kind(kind), name: check.name(name), group: check.text(group), owner: check.text(owner) }
+    link.laneIds.set(check.u32(lane), { space: bytes, route })
+    link.inLanes.set(check.u32(lane), inbox.declareLane(link.peer, space, bytes, epoch, route, destination))
   }
 
   #data(link: LinkConnection, packet: Buffer, start: number, end: number): void {
     checkData(packet, start, end)
+    check.checkMeta(data.meta(packet, start))
     const lane = link.inLanes.get(data.lane(packet, start))
     if (!lane) throw violation('a DATA frame names a lane that was not declared')
     const { inbox, settle } = this.machines()
-    const { verdict, held, sequence } = inbox.receive(lane, packet, start, end, this.clock.now(), this.clock.wall())
+    // One look at the clocks a packet: they took a tenth of the time of a message.
+    const now = link.lastHeard
+    if (now !== this.#heardAt) {
+      this.#heardAt = now
+      this.#heardWall = this.clock.wall()
+    }
+    const { verdict, held, sequence } = inbox.receive(lane, packet, start, end, now, this.#heardWall)
     switch (verdict) {
       case 'held':
+        if (!settle.rules.ackAfterHandler && lane.lane) settle.again(lane.lane, sequence)
         return
       case 'expired':
       case 'exhausted':
@@ -151,27 +174,31 @@ export class Exchange {
   #nack(link: LinkConnection, fields: unknown[]): void {
     const [spaceField, route, sequence, kind, attempts, delayMs, history] = fields
     if (kind !== 'retry' && kind !== 'returned' && kind !== 'stale') throw violation('a NACK has an unknown kind')
-    const told = Array.isArray(history) && history.length > 0 ? (history as NackFields['history']) : null
-    const nack: NackFields = { kind, attempts: number(attempts), delayMs: number(delayMs), history: told }
+    const nack: NackFields = { kind, attempts: check.u16(attempts), delayMs: check.count(delayMs), history: check.history(history) }
+    const space = check.space(spaceField)
     if (kind === 'stale') this.events.stale(link.peer)
-    this.machines().outbox.nack(link.peer, space(spaceField), number(route), number(sequence), nack, this.clock.now())
+    this.machines().outbox.nack(link.peer, space, check.u32(route), check.sequence(sequence), nack, this.clock.now())
   }
 
   #consume(link: LinkConnection, fields: unknown[]): void {
-    const [id, kind, name, group, owner, order, durable, rank] = fields
-    const orders = ['key', 'strict', 'none'] as const
-    const known = orders.find((candidate) => candidate === order)
-    if (!KINDS.includes(kind as DestinationKind) || typeof name !== 'string' || typeof group !== 'string' || typeof owner !== 'string' || !known)
-      throw violation('a CONSUME has wrong fields')
-    if (link.consumers.has(number(id))) return
-    const consumer = new RemoteConsumer(link, number(id), kind as DestinationKind, name, group, owner, known, durable === true, number(rank))
-    link.consumers.set(consumer.number, consumer)
+    const [id, kindField, nameField, groupField, ownerField, order, durable, rank] = fields
+    const number = check.u32(id)
+    const kind = check.kind(kindField)
+    const name = check.name(nameField)
+    const group = check.text(groupField)
+    const owner = check.text(ownerField)
+    if (owner !== '' && owner !== link.peer && !owner.startsWith(`${link.peer}/`)) throw violation("a CONSUME takes another peer's subscription")
+    if (kind === 'reply' && name !== link.peer) throw violation("a CONSUME takes another peer's replies")
+    if (link.consumers.has(number)) return
+    if (link.consumers.size >= CONSUMERS_MAX) throw violation(`it consumes more than ${CONSUMERS_MAX} names`)
+    const consumer = new RemoteConsumer(link, number, kind, name, group, owner, check.order(order), durable === true, check.rank(rank))
+    link.consumers.set(number, consumer)
     this.machines().outbox.addConsumer(consumer)
-    if (durable === true) this.events.subscribed(link, consumer.number)
+    if (durable === true) this.events.subscribed(link, number)
   }
 
   #unconsume(link: LinkConnection, fields: unknown[]): void {
-    const consumer = link.consumers.get(number(fields[0]))
+    const consumer = link.consumers.get(check.u32(fields[0]))
     if (!consumer) return
     link.consumers.delete(consumer.number)
     const { outbox } = this.machines()
@@ -182,31 +209,27 @@ export class Exchange {
 
   #resume(link: LinkConnection, fields: unknown[]): void {
     const { inbox } = this.machines()
-    const [open, lanes] = fields
-    if (!Array.isArray(open) || !Array.isArray(lanes)) throw violation('a RESUME has wrong fields')
+    const open = check.list(fields[0]).map(check.text)
     const answers: unknown[] = []
-    for (const asked of lanes) {
-      if (!Array.isArray(asked)) throw violation('a RESUME has wrong fields')
-      const [spaceField, route, from, to, through, exceptions] = asked
-      const id = space(spaceField)
-      const lane = inbox.lanes.get(`${id}/${number(route)}`)
-      if (lane && lane.peer === link.peer) inbox.finishedThrough(lane, number(through), exceptions as number[])
-      const { done, dead, running } = inbox.answer(link.peer, id, number(route), number(from), number(to))
-      answers.push([spaceField, route, done, dead, running])
+    for (const asked of check.list(fields[1])) {
+      const [spaceField, routeField, from, to, through, exceptions] = check.list(asked)
+      const space = check.space(spaceField)
+      const route = check.u32(routeField)
+      const lane = inbox.lanes.get(`${space}/${route}`)
+      if (lane && lane.peer === link.peer) inbox.finishedThrough(lane, check.sequence(through), check.ascending(exceptions))
+      const { done, dead, expired, running } = inbox.answer(link.peer, space, route, check.sequence(from), check.sequence(to))
+      answers.push([spaceField, route, done, dead, running, expired])
     }
-    inbox.closeSpaces(link.peer, new Set(open as string[]))
+    inbox.closeSpaces(link.peer, new Set(open))
     link.writer.control(FRAME.resumed, [answers])
   }
 
   #resumed(link: LinkConnection, fields: unknown[]): void {
-    if (!Array.isArray(fields[0])) throw violation('a RESUMED has wrong fields')
-    const answers: ResumeAnswer[] = (fields[0] as unknown[][]).map(([spaceField, route, done, dead, running]) => ({
-      space: space(spaceField),
-      route: number(route),
-      done: done as number[],
-      dead: dead as number[],
-      running: running as number[],
-    }))
+    const answers: ResumeAnswer[] = check.list(fields[0]).map((answer) => {
+      const [space, route, done, dead, running, expired] = check.list(answer)
+      const ends = { done: check.ranges(done), dead: check.ranges(dead), expired: check.ranges(expired) }
+      return { space: check.space(space), route: check.u32(route), ...ends, running: check.list(running).map(check.sequence) }
+    })
     const { outbox } = this.machines()
     outbox.resumed(link.peer, answers, this.clock.now())
     link.isResumed = true
@@ -216,11 +239,20 @@ export class Exchange {
   #progress(link: LinkConnection, fields: unknown[]): void {
     const { inbox } = this.machines()
     const [commit, lanes] = fields
-    this.events.commitTold(link.peer, number(commit))
-    for (const told of (lanes ?? []) as unknown[][]) {
-      const lane = link.inLanes.get(number(told[0]))?.lane
-      if (lane) inbox.finishedThrough(lane, number(told[1]), told[2] as number[])
+    this.events.commitTold(link.peer, check.count(commit))
+    for (const told of check.list(lanes)) {
+      const [number, through, exceptions] = check.list(told)
+      const lane = link.inLanes.get(check.u32(number))?.lane
+      if (lane) inbox.finishedThrough(lane, check.sequence(through), check.ascending(exceptions))
     }
+  }
+
+  /** Rule P13. Only the sender of a message may take back its dead letter. */
+  #withdraw(link: LinkConnection, fields: unknown[]): void {
+    const space = check.space(fields[0])
+    const route = check.u32(fields[1])
+    const sequence = check.sequence(fields[2])
+    if (this.machines().inbox.lanes.get(`${space}/${route}`)?.peer === link.peer) this.events.withdraw(space, route, sequence)
   }
 
   // --- what we have to say
@@ -264,14 +296,4 @@ export class Exchange {
     link.toldCommit = commit
     link.writer.control(FRAME.progress, [commit, lanes])
   }
-}
-
-function number(value: unknown): number {
-  if (typeof value !== 'number' || !Number.isSafeInteger(value) || value < 0) throw violation('a number is missing or out of range')
-  return value
-}
-
-function space(value: unknown): SpaceId {
-  if (!Buffer.isBuffer(value) || value.length !== 16) throw violation('a space is not 16 bytes')
-  return value.toString('hex') as SpaceId
 }

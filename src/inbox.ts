@@ -132,7 +132,8 @@ export class Inbox {
   }
 
   #laneOf(peer: PeerId, space: SpaceId, spaceBytes: Buffer, epoch: number, route: number): InLane {
-    const name = laneName(space, route)
+    // Switched off, what one incarnation numbered is taken for what another one did.
+    const name = this.rules.dedupBySpace ? laneName(space, route) : laneName(peer, route)
     let lane = this.lanes.get(name)
     if (!lane) {
       lane = new InLane(peer, space, spaceBytes, epoch, route)
@@ -156,7 +157,7 @@ export class Inbox {
     if (lane === null) return { verdict: at.isStale ? 'stale' : 'again', held: null, sequence }
     const active = lane.active.get(sequence)
     if (active && (active.state !== 'held' || this.rules.dedup)) return { verdict: 'here', held: active, sequence }
-    if (this.rules.dedup && (lane.done.has(sequence) || lane.dead.has(sequence))) {
+    if (this.rules.dedup && lane.isOver(sequence)) {
       this.duplicates++
       return { verdict: 'again', held: null, sequence }
     }
@@ -344,7 +345,8 @@ export class Inbox {
       lane.attempts.delete(sequence)
       if (row) this.#changes.push(rows.remove(rows.attemptKey(lane.space, lane.route, sequence)))
     }
-    if (lane.dead.size > 0) lane.dead = new IntervalSet(lane.dead.within(through + 1, Number.MAX_SAFE_INTEGER))
+    if (lane.dead.intervals > 0) lane.dead = new IntervalSet(lane.dead.within(through + 1, Number.MAX_SAFE_INTEGER))
+    if (lane.expired.intervals > 0) lane.expired = new IntervalSet(lane.expired.within(through + 1, Number.MAX_SAFE_INTEGER))
     if (before !== lane.done.intervals) this.touch(lane)
   }
 
@@ -395,19 +397,20 @@ export class Inbox {
   }
 
   /** The answer to what RESUME asks of one lane. */
-  answer(peer: PeerId, space: SpaceId, route: number, from: number, to: number): { done: number[]; dead: number[]; running: number[] } {
-    if (this.#tombstones.has(space)) return { done: [from, to], dead: [], running: [] }
+  answer(peer: PeerId, space: SpaceId, route: number, from: number, to: number): { done: number[]; dead: number[]; expired: number[]; running: number[] } {
+    if (this.#tombstones.has(space)) return { done: to >= from ? [from, to] : [], dead: [], expired: [], running: [] }
     const lane = this.lanes.get(laneName(space, route))
-    if (!lane || lane.peer !== peer) return { done: [], dead: [], running: [] }
+    if (!lane || lane.peer !== peer) return { done: [], dead: [], expired: [], running: [] }
     const running: number[] = []
     for (const held of lane.active.values()) if (held.state !== 'held') running.push(held.sequence)
-    return { done: lane.settled('done', from, to), dead: lane.settled('dead', from, to), running }
+    return { done: lane.settled('done', from, to), dead: lane.settled('dead', from, to), expired: lane.settled('expired', from, to), running }
   }
 
   // --- the log
 
   touch(lane: InLane): void {
     if (lane.isMemory) return
+    if (lane.isDirty) return
     lane.isDirty = true
     this.#dirty.add(lane)
   }
@@ -424,8 +427,7 @@ export class Inbox {
   collect(batch: Change[]): void {
     for (const lane of this.#dirty) {
       lane.isDirty = false
-      const row = { peer: lane.peer, epoch: lane.epoch, ends: lane.done.ends, dead: lane.dead.ends }
-      batch.push(rows.put(rows.doneKey(lane.space, lane.route), row))
+      batch.push(rows.put(rows.doneKey(lane.space, lane.route), lane.row))
     }
     this.#dirty = new Set()
     for (const change of this.#changes) batch.push(change)
@@ -435,6 +437,7 @@ export class Inbox {
   restoreLane(space: SpaceId, route: number, row: rows.DoneRow): void {
     const lane = new InLane(row.peer, space, Buffer.from(space, 'hex'), row.epoch, route, row.ends)
     lane.dead = new IntervalSet(row.dead)
+    lane.expired = new IntervalSet(row.expired ?? [])
     this.#remember(laneName(space, route), lane)
   }
 

@@ -18,19 +18,52 @@ export class Sent {
   at: 'sender' | 'consumer' = 'sender'
   reached: Durability
   outcome: Outcome | null = null
+  /** Routes in which it lies on disk only. */
+  spilled = 0
   /** The space that it was accepted in; null before it is accepted. */
   space: SpaceId | null = null
   /** Called once when every route has reached the class, or it cannot be known (`error`). */
   onConfirmed: ((sent: Sent, error: Error | null) => void) | null = null
-  /** Called once when every route is settled. */
-  onSettled: Array<(outcome: Outcome) => void> | null = null
+  /** Called once when every route is settled, or it cannot be known: then the outcome is null. */
+  onSettled: ((outcome: Outcome | null, error: Error | null) => void) | null = null
 
   constructor(
-    readonly id: string,
+    /** The caller's own id, or null. */
+    readonly ownId: string | null,
+    /** How ids begin in the incarnation that accepted it. */
+    readonly prefix: string,
     readonly number: number,
     readonly durability: Durability,
   ) {
     this.reached = durability
+  }
+
+  /** Put together when asked for: few look at it. */
+  get id(): string {
+    return this.ownId ?? this.prefix + this.number.toString(36)
+  }
+
+  /** One more wants to hear of its end. */
+  whenSettled(tell: (outcome: Outcome | null, error: Error | null) => void): void {
+    const before = this.onSettled
+    this.onSettled =
+      before === null
+        ? tell
+        : (outcome, error) => {
+            before(outcome, error)
+            tell(outcome, error)
+          }
+  }
+
+  whenConfirmed(tell: (sent: Sent, error: Error | null) => void): void {
+    const before = this.onConfirmed
+    this.onConfirmed =
+      before === null
+        ? tell
+        : (sent, error) => {
+            before(sent, error)
+            tell(sent, error)
+          }
   }
 }
 
@@ -160,6 +193,9 @@ export class RemoteConsumer {
   sentBytes = 0
   /** Handed over and not settled. */
   out = 0
+  /** The lane that was handed over last, and its number on this connection: mostly the next one is of it too. */
+  lane: Lane | null = null
+  laneNumber = 0
   /** Keys that wait for this consumer's credit. */
   stalled: KeyState[] = []
 
@@ -192,8 +228,12 @@ export class RemoteConsumer {
   }
 }
 
-/** Above so many slots a lane moves what is unfinished aside, so that one parked message does not hold a million slots. */
+/**
+ * Above so many slots, of which no more than a quarter is unfinished, a lane moves the first of these aside, so that one
+ * parked message does not hold a million slots. A long line that moves on stays where it is: there it is found at once.
+ */
 const SLOTS_MAX = 2048
+const SPARSE = 4
 /** Unfinished exceptions told to a consumer at most (rule P8). */
 const EXCEPTIONS_MAX = 1024
 
@@ -204,6 +244,8 @@ export class Lane {
   /** Slots from `base`: undefined is finished. */
   readonly slots = new Deque<Entry | undefined>()
   readonly stragglers = new Map<number, Entry>()
+  /** How many slots hold an entry. */
+  #unfinished = 0
   /** The next sequence to give, and the first one that is durable and not in memory. */
   next = 1
   loadedTo = 1
@@ -221,6 +263,7 @@ export class Lane {
   readonly nacked = new Map<number, { attempts: number; due: number; history: Entry['history'] }>()
   /** Of those, the dead ones. */
   readonly deadOnDisk = new IntervalSet()
+  readonly expiredOnDisk = new IntervalSet()
   /** How a message ended that more than one consumer may have had, and who of them has not said yet (rule P13). */
   readonly contested = new Map<number, { outcome: Outcome; by: PeerId | null; readonly others: Set<PeerId> }>()
   /** Older space whose fate at its consumers was given up on: what is sent again is marked. */
@@ -256,6 +299,7 @@ export class Lane {
     // Sequences missing in between were finished before they came to memory.
     while (this.base + this.slots.length < entry.sequence) this.slots.push(undefined)
     this.slots.push(entry)
+    this.#unfinished++
     this.#trim()
   }
 
@@ -268,7 +312,10 @@ export class Lane {
     this.untold++
     if (sequence < this.base) this.stragglers.delete(sequence)
     else if (sequence >= this.base + this.slots.length) this.finishedOnDisk.add(sequence)
-    else this.slots.set(sequence - this.base, undefined)
+    else if (this.slots.at(sequence - this.base) !== undefined) {
+      this.slots.set(sequence - this.base, undefined)
+      this.#unfinished--
+    }
     this.#trim()
   }
 
@@ -276,8 +323,9 @@ export class Lane {
     while (this.slots.length > 0) {
       const first = this.slots.at(0)
       if (first !== undefined) {
-        if (this.slots.length < SLOTS_MAX) return
+        if (this.slots.length < SLOTS_MAX || this.#unfinished * SPARSE > this.slots.length) return
         this.stragglers.set(first.sequence, first)
+        this.#unfinished--
       }
       this.slots.shift()
       this.base++

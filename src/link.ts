@@ -9,6 +9,7 @@ import type { Carrier, Lane, RemoteConsumer } from './lane.js'
 import type { Durability } from './log/log.js'
 import type { LineageEntry, PeerRow } from './log/rows.js'
 import type { PeerId, SpaceId, StateLoss } from './message.js'
+import type { Rules } from './rules.js'
 import { FRAME, PacketWriter, PROTOCOL_VERSION, readControl, violation } from './transport/frame.js'
 import type { Connection } from './transport/transport.js'
 
@@ -30,7 +31,7 @@ export interface Hello {
   readonly storeId: string
   readonly epoch: number
   readonly space: SpaceId
-  /** Counts this incarnation's connections; decides between two of one dialer. */
+  /** Counts this incarnation's connections, from 1. It is told, and nothing is judged by it yet. */
   readonly counter: number
   readonly name: string
   readonly durability: Durability
@@ -112,10 +113,11 @@ function readHello(fields: unknown[]): Hello {
   if (low > PROTOCOL_VERSION || high < PROTOCOL_VERSION)
     throw new PeerpostError('PROTOCOL_VERSION', `The other side speaks protocol ${low} to ${high}; this one speaks ${PROTOCOL_VERSION}. Upgrade the older one.`)
   const isHex = (value: unknown): value is string => typeof value === 'string' && /^[0-9a-f]{32}$/.test(value)
+  const isName = (value: unknown): value is string => typeof value === 'string' && value.length <= 255 && !/\p{Cc}/u.test(value)
   const isCount = (value: unknown): value is number => typeof value === 'number' && Number.isSafeInteger(value) && value >= 0
-  const durability = CLASSES[rank as number]
+  const durability = typeof rank === 'number' ? CLASSES[rank] : undefined
   if (typeof peer !== 'string' || !Buffer.isBuffer(nonce) || nonce.length !== 32 || !isHex(storeId) || !isHex(space)) throw violation('HELLO has wrong fields')
-  if (!isCount(epoch) || epoch > 0xffffffff || !isCount(counter) || typeof name !== 'string' || durability === undefined) throw violation('HELLO has wrong fields')
+  if (!isCount(epoch) || epoch > 0xffffffff || !isCount(counter) || !isName(name) || durability === undefined) throw violation('HELLO has wrong fields')
   return { peer: peer as PeerId, storeId, epoch, space: space as SpaceId, counter, name, durability }
 }
 
@@ -136,16 +138,16 @@ export type Judgement =
  * Judges an incarnation against what is remembered of the peer. `knows` is the peer's own answer: is the remembered pair
  * in its lineage? `live` is the space of the peer's connection that is up, if any.
  */
-export function judge(remembered: PeerRow | undefined, hello: Hello, knows: boolean, live: SpaceId | null): Judgement {
-  if (remembered === undefined) return { kind: 'accept', loss: null }
-  if (remembered.earlier.includes(hello.space)) return { kind: 'refuse', verdict: 'FENCED' }
+export function judge(rules: Pick<Rules, 'checkLineage' | 'refuseOldEpochs'>, remembered: PeerRow | undefined, hello: Hello, knows: boolean, live: SpaceId | null): Judgement {
+  if (remembered === undefined || !rules.checkLineage) return { kind: 'accept', loss: null }
+  if (rules.refuseOldEpochs && remembered.earlier.includes(hello.space)) return { kind: 'refuse', verdict: 'FENCED' }
   if (remembered.storeId !== hello.storeId) {
     if (live !== null) return { kind: 'refuse', verdict: 'DUPLICATE_IDENTITY' }
     return { kind: 'accept', loss: 'RECEIVER_RESET' }
   }
   if (remembered.space === hello.space) return { kind: 'accept', loss: null }
   if (!knows && live !== null && live !== hello.space) return { kind: 'refuse', verdict: 'DUPLICATE_IDENTITY' }
-  if (hello.epoch <= remembered.epoch) return { kind: 'refuse', verdict: knows ? 'FENCED' : 'ROLLBACK' }
+  if (rules.refuseOldEpochs && hello.epoch <= remembered.epoch) return { kind: 'refuse', verdict: knows ? 'FENCED' : 'ROLLBACK' }
   return { kind: 'accept', loss: knows ? null : 'RECEIVER_ROLLBACK' }
 }
 
@@ -172,6 +174,8 @@ export class LinkConnection implements Carrier {
   readonly announced = new Set<number>()
   state: LinkState = 'connecting'
   isDraining = false
+  /** It was up, and is no more. */
+  isLowered = false
   /** The other side answered our RESUME: messages may go. */
   isResumed = false
   isFull = false

@@ -8,6 +8,7 @@ import { Handshake, type Hello, heartbeat, judge, knowsPair, LinkConnection, typ
 import type { LineageEntry, PeerRow } from './log/rows.js'
 import type { PeerId, PeerStatus, SpaceId, StateLoss } from './message.js'
 import type { Limits } from './options.js'
+import type { Rules } from './rules.js'
 import { FRAME, readControl, readPacket, violation } from './transport/frame.js'
 import type { Accept, Connection, ConnectionEvents } from './transport/transport.js'
 
@@ -34,7 +35,16 @@ export interface LinkEvents {
   fenced(verdict: 'FENCED' | 'DUPLICATE_IDENTITY' | 'ROLLBACK', remembered: Remembered | null, peer: PeerId): void
   changed(status: PeerStatus): void
   refused(code: string, message: string): void
+  /** This side is at fault, not the other: nothing may go on (G9). */
+  broken(error: Error): void
 }
+
+/** What the other side did wrong ends its connection; anything else is a fault of this side. */
+const LINK_CODES: readonly string[] = ['PROTOCOL_VIOLATION', 'PROTOCOL_VERSION', 'PEER_REFUSED']
+/** The codes after which dialing again changes nothing by itself. */
+const REFUSALS = /^(PEER_REFUSED|PROTOCOL_VERSION|PROTOCOL_VIOLATION|FENCED|DUPLICATE_IDENTITY|ENDPOINT_INVALID|INSECURE_ENDPOINT)\b/
+/** Packets that may wait until this side is ready for them. */
+const EARLY_PACKETS = 256
 
 interface Target {
   readonly endpoint: string
@@ -61,8 +71,7 @@ export class Links {
     readonly network: Network,
     readonly limits: Limits,
     readonly events: LinkEvents,
-    readonly checkLineage: boolean,
-    readonly ignoreOld: boolean,
+    readonly rules: Rules,
   ) {}
 
   // --- dialing
@@ -90,7 +99,7 @@ export class Links {
       (error) => {
         isOver = true
         target.cancel = null
-        this.#failed(target, error.message)
+        this.#failed(target, error instanceof PeerpostError ? `${error.code}: ${error.message}` : error.message)
       },
     )
     if (!isOver) target.cancel = cancel
@@ -142,7 +151,7 @@ export class Links {
     const now = this.clock.now()
     if (link.state === 'up' && !link.isSelf && now - link.lastHeard >= this.limits.deadAfterMs) {
       // This process slept: the other side has given the connection up, and what it sent before may run elsewhere.
-      this.#lower(link)
+      this.#lower(link, 'silent for too long')
       link.connection.destroy('silent for too long')
       return
     }
@@ -150,11 +159,14 @@ export class Links {
     if (link.state === 'welcome') {
       // The other side may be up before our own row of it is durable; it has not yet any credit.
       link.early.push(packet)
+      if (link.early.length > EARLY_PACKETS) link.connection.destroy('it sent too much before it was answered')
       return
     }
     try {
       readPacket(packet, (type, start, end) => {
-        if (link.state === 'up') this.#upFrame(link, packet, type, start, end)
+        // What follows READY in its packet has to wait like what follows it in the next one.
+        if (link.state === 'welcome') link.early.push(Buffer.from(packet.subarray(start - 4, end)))
+        else if (link.state === 'up') this.#upFrame(link, packet, type, start, end)
         else if (link.state !== 'down') this.#handshakeFrame(link, packet, type, start, end)
       })
     } catch (thrown) {
@@ -166,14 +178,15 @@ export class Links {
   }
 
   #upFrame(link: LinkConnection, packet: Buffer, type: number, start: number, end: number): void {
-    if (this.ignoreOld && this.up.get(link.peer) !== link) return
+    if (this.rules.ignoreOldConnections && this.up.get(link.peer) !== link) return
     if (type === FRAME.ping) link.writer.control(FRAME.pong, readControl(packet, start, end))
-    else if (type === FRAME.pong) this.#pong(link, Number(readControl(packet, start, end)[0]))
+    else if (type === FRAME.pong) this.#pong(link, readControl(packet, start, end)[0])
     else if (type === FRAME.bye) this.#bye(link, packet, start, end)
     else this.events.frame(link, packet, type, start, end)
   }
 
-  #pong(link: LinkConnection, pingedAt: number): void {
+  #pong(link: LinkConnection, pingedAt: unknown): void {
+    if (typeof pingedAt !== 'number') throw violation('a PONG has no time')
     link.roundTripMs = this.clock.now() - pingedAt
     if (link.challenge !== 0 && pingedAt === link.challenge) link.hasAnswered = true
   }
@@ -197,7 +210,7 @@ export class Links {
       this.#dismiss(link, 'DUPLICATE_IDENTITY', null)
       return
     }
-    const row = this.checkLineage ? this.events.remembered(hello.peer) : undefined
+    const row = this.rules.checkLineage ? this.events.remembered(hello.peer) : undefined
     link.writer.control(FRAME.welcome, row ? [row.storeId, row.epoch, row.space, row.commit] : [])
   }
 
@@ -217,7 +230,7 @@ export class Links {
     link.otherKnows = knows
     const hello = link.hello!
     const live = this.up.get(hello.peer)
-    const verdict = judge(this.checkLineage ? this.events.remembered(hello.peer) : undefined, hello, knows, live && live !== link ? live.hello!.space : null)
+    const verdict = judge(this.rules, this.events.remembered(hello.peer), hello, knows, live && live !== link ? live.hello!.space : null)
     if (verdict.kind === 'refuse') {
       if (verdict.verdict === 'DUPLICATE_IDENTITY' && live && !this.#answers(live)) {
         this.bye(link, 'BUSY', 'an earlier connection of this identity may be alive; try again')
@@ -247,32 +260,36 @@ export class Links {
     if (!this.#open.has(link) || link.state !== 'welcome') return
     const old = this.up.get(link.peer)
     if (old && old !== link) {
-      this.#lower(old)
+      this.#lower(old, null)
       this.bye(old, 'SUPERSEDED', 'a newer connection of these two peers is in use')
     }
     link.state = 'up'
     link.handshake = null
     this.up.set(link.peer, link)
+    const target = [...this.#targets.values()].find((candidate) => candidate.link === link)
+    if (target) target.reason = ''
     this.events.up(link)
     this.events.changed(this.#statusOf(link.peer, link))
     this.flush(link)
     for (const packet of link.early.splice(0)) this.#packet(link, packet)
   }
 
-  #lower(link: LinkConnection): void {
-    if (link.state !== 'up') return
-    link.state = 'down'
+  /** A link is up no more; with a reason, that is told. */
+  #lower(link: LinkConnection, reason: string | null): void {
+    if (link.state !== 'up' || link.isLowered) return
+    link.isLowered = true
+    if (this.rules.ignoreOldConnections) link.state = 'down'
     link.isResumed = false
     if (this.up.get(link.peer) === link) this.up.delete(link.peer)
     this.events.down(link)
+    if (reason !== null) this.events.changed({ ...this.#statusOf(link.peer, null), reason })
   }
 
   #closed(link: LinkConnection, target: Target | null, reason: string): void {
     if (!this.#open.delete(link)) return
     const wasUp = link.state === 'up'
-    this.#lower(link)
+    this.#lower(link, reason)
     link.state = 'down'
-    if (wasUp) this.events.changed({ ...this.#statusOf(link.peer, null), reason })
     if (!target) return
     if (target.link === link) target.link = null
     this.#failed(target, target.reason && !wasUp ? target.reason : reason)
@@ -296,22 +313,26 @@ export class Links {
 
   #bye(link: LinkConnection, packet: Buffer, start: number, end: number): void {
     const [code, sentence, storeId, epoch, space, commit] = readControl(packet, start, end)
+    if (typeof code !== 'string' || typeof sentence !== 'string') throw violation('a BYE has no code')
     if (link.hello && (code === 'FENCED' || code === 'DUPLICATE_IDENTITY' || code === 'ROLLBACK')) {
-      const pair = typeof epoch === 'number' && typeof commit === 'number' ? { storeId: String(storeId), epoch, space: String(space) as SpaceId, commit } : null
+      const pair = typeof epoch === 'number' && typeof commit === 'number' && typeof storeId === 'string' && typeof space === 'string' ? { storeId, epoch, space: space as SpaceId, commit } : null
       this.events.fenced(code, pair, link.peer)
     }
     const target = [...this.#targets.values()].find((candidate) => candidate.link === link)
-    if (target && code !== 'SUPERSEDED' && code !== 'CLOSED' && code !== 'BUSY') target.reason = `${String(code)}: ${String(sentence).slice(0, 300)}`
+    if (target && code !== 'SUPERSEDED' && code !== 'CLOSED' && code !== 'BUSY') target.reason = `${code}: ${sentence}`.replace(/\p{Cc}/gu, ' ').slice(0, 300)
     link.connection.close()
   }
 
   #refuse(link: LinkConnection, thrown: unknown): void {
-    const code = thrown instanceof PeerpostError ? thrown.code : 'PROTOCOL_VIOLATION'
-    if (!(thrown instanceof PeerpostError)) throw thrown
+    if (!(thrown instanceof PeerpostError) || !LINK_CODES.includes(thrown.code)) {
+      this.events.broken(thrown instanceof Error ? thrown : new Error(reasonOf(thrown)))
+      return
+    }
+    const { code } = thrown
     this.events.refused(code, thrown.message)
     const target = [...this.#targets.values()].find((candidate) => candidate.link === link)
     if (target) target.reason = `${code}: ${reasonOf(thrown)}`
-    this.#lower(link)
+    this.#lower(link, thrown.message)
     // A stranger learns the code and nothing of what is inside.
     this.bye(link, code, link.hello ? thrown.message : 'refused')
   }
@@ -338,7 +359,7 @@ export class Links {
       }
       const what = heartbeat(link, now, this.limits.heartbeatMs, this.limits.deadAfterMs)
       if (what === 'dead') {
-        this.#lower(link)
+        this.#lower(link, 'silent for too long')
         link.connection.destroy('silent for too long')
       } else if (what === 'ping') {
         link.pingSentAt = now
@@ -364,7 +385,7 @@ export class Links {
     for (const [peer, link] of this.up) if (!link.isSelf) found.push(this.#statusOf(peer, link))
     for (const target of this.#targets.values()) {
       if (target.link?.state === 'up') continue
-      const state = /REFUSED|PROTOCOL|FENCED|DUPLICATE/.test(target.reason) ? 'refused' : 'connecting'
+      const state = REFUSALS.test(target.reason) ? 'refused' : 'connecting'
       found.push({ id: (target.pinned ?? '') as PeerId, name: '', state, endpoint: target.endpoint, roundTripMs: undefined, reason: target.reason || undefined })
     }
     return found
@@ -384,7 +405,7 @@ export class Links {
       target.cancel = target.timer = null
     }
     for (const link of [...this.#open]) {
-      if (link.isSelf) this.#lower(link)
+      if (link.isSelf) this.#lower(link, null)
       else if (code !== null) this.bye(link, code, 'the peer closes')
       else link.connection.destroy('the peer stops')
     }
@@ -396,7 +417,7 @@ export class Links {
     this.#isPaused = true
     for (const link of [...this.#open]) {
       if (link.isSelf) {
-        this.#lower(link)
+        this.#lower(link, null)
         this.#open.delete(link)
       } else link.connection.destroy('a new incarnation begins')
     }

@@ -13,6 +13,7 @@ import { matches } from './pattern/topic.js'
 import { DueHeap } from './queue.js'
 import { Route } from './route.js'
 import type { Rules } from './rules.js'
+import { Unwritten } from './unwritten.js'
 import { DATA_FLAG, DATA_HEADER_BYTES, data, type Encoded, encodeMeta, type Meta, violation, writeData } from './transport/frame.js'
 
 const MEMORY_LINE = 0x80000000
@@ -65,10 +66,12 @@ export class Outbox {
   written = 0
   #lanes = new Map<string, Lane>()
   #byName = new Map<string, Route>()
+  /** Queues again, by their name alone: to put the whole name together takes longer than to find it. */
+  #queues = new Map<string, Route>()
   #topics: Route[] = []
   #topicCache = new Map<string, Route[]>()
   #active = new Set<Route>()
-  #wanted: Entry[] = []
+  readonly #wanted = new Unwritten()
   #writing: Entry[] = []
   #changes: Change[] = []
   /** Rows that nobody waits for: they ride in the next batch, or in one of their own soon. */
@@ -122,6 +125,7 @@ export class Outbox {
     const route = new Route(number, kind, name, group, owner, durable, this.rules)
     this.routes.set(number, route)
     this.#byName.set(routeName(kind, name, group, owner), route)
+    if (isPlainQueue(route)) this.#queues.set(name, route)
     if (kind === 'topic') {
       this.#topics.push(route)
       this.#topicCache.clear()
@@ -131,6 +135,10 @@ export class Outbox {
 
   findRoute(kind: DestinationKind, name: string, group: string, owner: string): Route | undefined {
     return this.#byName.get(routeName(kind, name, group, owner))
+  }
+
+  findQueue(name: string): Route | undefined {
+    return this.#queues.get(name)
   }
 
   /** The subscriptions that a topic goes to. */
@@ -144,16 +152,31 @@ export class Outbox {
     return found
   }
 
-  /** Forgets a subscription and expires what it has not had. */
+  /** Ends a subscription: what it has not had expires, on disk too, and what is out when it comes back. */
   dropRoute(route: Route, now: number): void {
+    const { kind, name, group, owner, durable } = route
+    route.isDropped = true
     this.#topics = this.#topics.filter((other) => other !== route)
     this.#topicCache.clear()
-    this.#byName.delete(routeName(route.kind, route.name, route.group, route.owner))
+    this.#byName.delete(routeName(kind, name, group, owner))
+    if (isPlainQueue(route)) this.#queues.delete(name)
+    const row: rows.RouteRow = { kind, name, group, owner, durable, dropped: true }
+    this.#changes.push(rows.put(rows.routeKey(route.number), row))
     for (const lane of route.lanes) {
-      for (const entry of [...lane.entries()]) if (entry.state !== 'out' && entry.state !== 'doubt') this.#expire(entry, now)
+      for (const entry of [...lane.entries()]) if (entry.state !== 'out' && entry.state !== 'doubt' && entry.state !== 'uncommitted') this.#expire(entry, now)
     }
-    if (route.pending === 0) this.#changes.push(rows.remove(rows.routeKey(route.number)), rows.remove(rows.countersKey(route.number)))
-    if (route.pending === 0) this.routes.delete(route.number)
+    this.#active.add(route)
+    this.#leaveDropped(route)
+  }
+
+  /** The last message of a dropped route is settled. */
+  #leaveDropped(route: Route): void {
+    if (!route.isDropped || route.pending > 0) return
+    this.#changes.push(rows.remove(rows.routeKey(route.number)), rows.remove(rows.countersKey(route.number)))
+    route.dirty = false
+    this.routes.delete(route.number)
+    this.#active.delete(route)
+    for (const lane of route.lanes) this.#lanes.delete(laneName(lane.space, lane.number))
   }
 
   #lane(route: Route, isMemory: boolean): Lane {
@@ -170,9 +193,9 @@ export class Outbox {
 
   // --- send
 
-  nextId(): { id: string; number: number } {
-    const number = ++this.#number
-    return { id: this.idOf(number), number }
+  /** A message with an identity of its own; `ownId` is the caller's, where there is one. */
+  newSent(ownId: string | null, durability: Durability): Sent {
+    return new Sent(ownId, this.#idPrefix, ++this.#number, durability)
   }
 
   /** Would a message of so many bytes pass the quota? Decided before anything leaves (rule P6). */
@@ -210,10 +233,15 @@ export class Outbox {
       lane.durableTo = lane.next
       this.#confirm(entry, 'sender', 'memory')
     } else {
-      this.#wanted.push(entry)
+      this.#wanted.add(entry)
+      route.unwritten++
+      route.unwrittenBytes += entry.bytes
+      if (!this.rules.resolveAfterCommit) this.#confirm(entry, 'sender', this.storeClass)
       this.unwrittenBytes += rowBytes(entry.bytes)
+      if (isBehind || draft.commitFirst || draft.delayMs > 0) this.#wanted.hurry()
       if (isBehind) {
         entry.state = 'spilled'
+        sent.spilled++
         return
       }
     }
@@ -235,7 +263,11 @@ export class Outbox {
     } else if (delayMs > 0) {
       entry.state = 'waiting'
       this.#due.add(now + delayMs, entry)
-    } else route.enqueue(entry)
+    } else {
+      route.enqueue(entry)
+      // What follows a message that is held back does not leave soon.
+      if (entry.key?.recovering) this.#wanted.hurry()
+    }
     this.#active.add(route)
   }
 
@@ -270,21 +302,16 @@ export class Outbox {
   // --- the log
 
   /** Adds to the batch what has to be written. What was settled before its write began is never written. */
-  collect(batch: Change[]): void {
-    for (const entry of this.#wanted) {
-      if (entry.state === 'settled' || entry.state === 'expiring') {
-        entry.write = 'none'
-        this.elided++
-        this.unwrittenBytes -= rowBytes(entry.bytes)
-        continue
-      }
+  collect(batch: Change[], now: number): void {
+    for (const entry of this.#wanted.take(now)) {
+      if (entry.state === 'expiring') continue
+      this.#notUnwritten(entry)
       const value = entry.slab.subarray(entry.start, entry.end)
       batch.push({ key: rows.recordKey(entry.route.number, entry.lane.epoch, entry.sequence), value })
       entry.write = 'writing'
       this.#writing.push(entry)
       this.written++
     }
-    this.#wanted = []
     for (const [lane, peer] of this.#touching) {
       lane.touched.set(peer, 'writing')
       batch.push(rows.putEmpty(rows.touchedKey(lane.epoch, lane.route.number, peer)))
@@ -302,23 +329,60 @@ export class Outbox {
     if (batch.length > 0) for (const route of this.routes.values()) if (route.dirty) this.#collectCounters(route, batch)
   }
 
+  /** It is settled before it was written, or is being written. */
+  #notUnwritten(entry: Entry): void {
+    if (entry.write !== 'wanted') return
+    entry.write = 'none'
+    entry.route.unwritten--
+    entry.route.unwrittenBytes -= entry.bytes
+    entry.route.dirty = true
+  }
+
+  /** It ends before its write began. */
+  #elide(entry: Entry): void {
+    if (entry.write !== 'wanted') return
+    this.#notUnwritten(entry)
+    this.unwrittenBytes -= rowBytes(entry.bytes)
+    this.elided++
+  }
+
   #collectExpiry(entry: Entry, batch: Change[]): void {
+    this.#elide(entry)
     if (entry.write === 'writing' || entry.write === 'durable')
       batch.push(rows.remove(rows.recordKey(entry.route.number, entry.lane.epoch, entry.sequence)))
     batch.push(rows.put(rows.outcomeKey(entry.lane.epoch, entry.number), 'expired'))
     entry.write = 'none'
     entry.route.counters.expired++
+    // The counters of a store that ends now must agree with its records.
+    this.#forgetBytes(entry)
+    entry.route.dirty = true
   }
 
   #collectCounters(route: Route, batch: Change[]): void {
     const { accepted, done, dead, expired } = route.counters
-    batch.push(rows.put(rows.countersKey(route.number), [accepted, done, dead, expired, route.pendingBytes]))
+    const { unwritten, unwrittenBytes, pendingBytes } = route
+    batch.push(rows.put(rows.countersKey(route.number), [accepted - unwritten, done, dead, expired, pendingBytes - unwrittenBytes]))
     route.dirty = false
   }
 
   /** Is there anything to write that someone waits for? Removals and counters ride along. */
-  get wantsCommit(): boolean {
-    return this.#wanted.length > 0 || this.#touching.length > 0 || this.#expiring.length > 0 || this.#changes.length > 0
+  wantsCommit(now: number): boolean {
+    return this.#touching.length > 0 || this.#expiring.length > 0 || this.#changes.length > 0 || this.#wanted.dueAt(now) <= now
+  }
+
+  /** When `wantsCommit` turns true by itself. */
+  writeDue(now: number): number {
+    return this.#wanted.dueAt(now)
+  }
+
+  /** Is nothing accepted that is neither settled nor written? */
+  get isWritten(): boolean {
+    return this.#wanted.length === 0 && this.#touching.length === 0 && this.#expiring.length === 0 && this.#changes.length === 0
+  }
+
+  /** Everything accepted so far is to be in the next batch. */
+  hurry(): void {
+    this.#wanted.hurry()
   }
 
   get hasLazy(): boolean {
@@ -354,7 +418,9 @@ export class Outbox {
       entry.route.unhold(entry)
       this.#due.add(now + delay, entry)
       if (entry.key) entry.route.advanceKey(entry.key)
-    } else entry.route.release(entry)
+    } else if (entry.key === null) entry.route.enqueue(entry)
+    else entry.route.release(entry)
+    if (entry.route.isDropped) this.#expire(entry, now)
   }
 
   /** The lane whose records should be read next, and from where. */
@@ -370,7 +436,7 @@ export class Outbox {
   loaded(lane: Lane, records: ReadonlyArray<{ sequence: number; frame: Buffer }>, to: number, wallNow: number, now: number): void {
     for (const { sequence, frame } of records) {
       if (lane.finishedOnDisk.has(sequence)) {
-        this.#forgetRecord(lane, sequence, frame.length, lane.deadOnDisk.has(sequence) ? 'dead' : 'done', data.number(frame, 0))
+        this.#forgetRecord(lane, sequence, frame.length, lane.expiredOnDisk.has(sequence) ? 'expired' : lane.deadOnDisk.has(sequence) ? 'dead' : 'done', data.number(frame, 0))
         continue
       }
       const entry = new Entry(lane.route, lane, sequence, data.number(frame, 0), frame, 0, frame.length, data.created(frame, 0), this.#watched.get(watchName(lane.space, data.number(frame, 0))) ?? null)
@@ -390,9 +456,11 @@ export class Outbox {
       lane.nacked.delete(sequence)
       // A retry keeps its key waiting; a delay that its sender asked for does not.
       if (nacked && entry.state === 'waiting') lane.route.hold(entry)
+      if (lane.route.isDropped) this.#expire(entry, now)
     }
     lane.loadedTo = Math.max(lane.loadedTo, to)
     this.#retire(lane)
+    this.#leaveDropped(lane.route)
   }
 
   /** A record that never came to memory is finished. */
@@ -439,6 +507,7 @@ export class Outbox {
 
   /** The connection is gone: what was out there is in doubt until its consumer says, or `failoverMs` is over. */
   linkDown(carrier: Carrier, now: number): void {
+    this.#wanted.hurry()
     const peer = carrier.peer
     const doubt = this.#doubt.get(peer) ?? new Set<Entry>()
     this.#doubt.set(peer, doubt)
@@ -487,6 +556,7 @@ export class Outbox {
       for (const [sequence, at] of lane.running) if (at === peer) lane.running.delete(sequence)
       this.#settleRanges(lane, answer.done, 'done', peer)
       this.#settleRanges(lane, answer.dead, 'dead', peer)
+      this.#settleRanges(lane, answer.expired, 'expired', peer)
       for (const [sequence, { others }] of lane.contested) if (others.has(peer) && !answer.running.includes(sequence)) this.#heardOf(lane, sequence, peer)
       if (!this.rules.resumeListsRunning) continue
       for (const sequence of answer.running) {
@@ -514,7 +584,7 @@ export class Outbox {
     if (entry.doubtAt !== null) this.#doubt.get(entry.doubtAt)?.delete(entry)
     entry.doubtAt = null
     entry.redelivered = true
-    if (entry.expiresAt <= now) this.#expire(entry, now)
+    if (entry.expiresAt <= now || entry.route.isDropped) this.#expire(entry, now)
     else entry.route.release(entry)
     this.#active.add(entry.route)
   }
@@ -540,19 +610,21 @@ export class Outbox {
 
   ack(peer: PeerId, space: string, number: number, ends: readonly number[], outcome: Outcome): void {
     const lane = this.#lanes.get(laneName(space, number))
-    if (!lane) return
+    if (!lane || (outcome === 'dead' && !this.rules.deadIsSettled)) return
     if (!lane.isOld && ends[ends.length - 1]! >= lane.next) throw violation(`it acknowledged a message that was never sent (${ends[ends.length - 1]})`)
     this.#settleRanges(lane, this.rules.exactAcks ? ends : [1, ends[ends.length - 1]!], outcome, peer)
   }
 
+  /** Settles ranges of a lane, of what was with this peer. */
   #settleRanges(lane: Lane, ends: readonly number[], outcome: Outcome, peer: PeerId): void {
+    // Who had what of an older space was with its process: any consumer that was given some may tell.
+    const mayHold = lane.isOld && (lane.touched.has(peer) || !this.rules.touchFirst)
     for (let i = 0; i < ends.length; i += 2) {
       const from = ends[i]!
       const to = Math.min(ends[i + 1]!, lane.next - 1)
-      if (to >= lane.loadedTo) lane.finishedOnDisk.addRange(Math.max(from, lane.loadedTo), to)
-      if (to >= lane.loadedTo && outcome === 'dead') lane.deadOnDisk.addRange(Math.max(from, lane.loadedTo), to)
-      for (const sequence of lane.stragglers.keys()) if (sequence >= from && sequence <= to) this.#settleOne(lane, sequence, outcome, peer)
-      for (let sequence = Math.max(from, lane.base); sequence <= Math.min(to, lane.loadedTo - 1); sequence++) this.#settleOne(lane, sequence, outcome, peer)
+      if (to >= lane.loadedTo && mayHold) this.#settleOnDisk(lane, Math.max(from, lane.loadedTo), to, outcome)
+      for (const sequence of lane.stragglers.keys()) if (sequence >= from && sequence <= to) this.#settleOne(lane, sequence, outcome, peer, mayHold)
+      for (let sequence = Math.max(from, lane.base); sequence <= Math.min(to, lane.loadedTo - 1); sequence++) this.#settleOne(lane, sequence, outcome, peer, mayHold)
       for (const sequence of lane.contested.keys()) if (sequence >= from && sequence <= to) this.#contest(lane, sequence, outcome, peer)
       for (const sequence of lane.running.keys()) if (sequence >= from && sequence <= ends[i + 1]!) lane.running.delete(sequence)
     }
@@ -560,9 +632,17 @@ export class Outbox {
     this.#retire(lane)
   }
 
-  #settleOne(lane: Lane, sequence: number, outcome: Outcome, peer: PeerId): void {
+  #settleOnDisk(lane: Lane, from: number, to: number, outcome: Outcome): void {
+    lane.finishedOnDisk.addRange(from, to)
+    if (outcome === 'dead') lane.deadOnDisk.addRange(from, to)
+    if (outcome === 'expired') lane.expiredOnDisk.addRange(from, to)
+  }
+
+  /** Nobody settles what was never with it. */
+  #settleOne(lane: Lane, sequence: number, outcome: Outcome, peer: PeerId, mayHold: boolean): void {
     const entry = lane.get(sequence)
-    if (entry && entry.state !== 'uncommitted' && entry.state !== 'expiring') this.#finish(entry, outcome, peer)
+    if (!entry || entry.state === 'uncommitted' || entry.state === 'expiring') return
+    if (mayHold || entry.target?.peer === peer || entry.doubtAt === peer || entry.others?.has(peer)) this.#finish(entry, outcome, peer)
   }
 
   /** Dead letters to be taken back, with the peers that hold them (rule P13). */
@@ -609,6 +689,7 @@ export class Outbox {
     const { route } = entry
     if (entry.doubtAt !== null) this.#doubt.get(entry.doubtAt)?.delete(entry)
     entry.doubtAt = null
+    this.#wanted.hurry()
     route.takeBack(entry)
     this.#active.add(route)
     if (fields.kind === 'stale') {
@@ -619,7 +700,7 @@ export class Outbox {
       entry.attempts = Math.max(entry.attempts, fields.attempts)
       entry.history = fields.history
     }
-    if (entry.expiresAt <= now) this.#expire(entry, now)
+    if (entry.expiresAt <= now || route.isDropped) this.#expire(entry, now)
     else if (fields.delayMs > 0) {
       entry.state = 'waiting'
       route.hold(entry)
@@ -632,7 +713,10 @@ export class Outbox {
   #finish(entry: Entry, outcome: Outcome, by: PeerId | null): void {
     const { route, lane } = entry
     if (entry.state === 'settled') return
+    // What expired here was counted and written down with its expiry.
+    const isCounted = outcome === 'expired' && by === null && !lane.isMemory
     const holder = entry.target?.peer ?? entry.doubtAt
+    this.#elide(entry)
     route.takeBack(entry)
     if (entry.doubtAt !== null) this.#doubt.get(entry.doubtAt)?.delete(entry)
     entry.state = 'settled'
@@ -645,10 +729,10 @@ export class Outbox {
       if (entry.others.size > 0) lane.contested.set(entry.sequence, { outcome, by, others: entry.others })
     }
     if (lane.isMemory) route.memoryCounters[outcome]++
-    else if (outcome !== 'expired') route.counters[outcome]++
+    else if (!isCounted) route.counters[outcome]++
     if (entry.write === 'writing' || entry.write === 'durable')
       this.#lazy.push(rows.remove(rows.recordKey(route.number, lane.epoch, entry.sequence)))
-    if (outcome === 'dead' && !lane.isMemory) {
+    if (outcome !== 'done' && !lane.isMemory && !isCounted) {
       this.#lazy.push(rows.put(rows.outcomeKey(lane.epoch, entry.number), outcome))
       this.#unwritten.set(watchName(lane.space, entry.number), outcome)
     }
@@ -657,12 +741,17 @@ export class Outbox {
     route.dirty = true
     route.inMemory--
     route.inMemoryBytes -= entry.bytes
-    route.pendingBytes -= entry.bytes
-    this.pendingBytes -= entry.bytes + RECORD_OVERHEAD
+    if (!isCounted) this.#forgetBytes(entry)
     if (entry.key) route.advanceKey(entry.key)
     this.#active.add(route)
     if (entry.sent) this.#tell(entry, entry.sent, outcome)
     this.#retire(lane)
+    this.#leaveDropped(route)
+  }
+
+  #forgetBytes(entry: Entry): void {
+    entry.route.pendingBytes -= entry.bytes
+    this.pendingBytes -= entry.bytes + RECORD_OVERHEAD
   }
 
   #rememberEnd(entry: Entry, outcome: Outcome): void {
@@ -734,7 +823,7 @@ export class Outbox {
   sweep(now: number, ephemeralIdleMs: number): Route[] {
     const idle: Route[] = []
     for (const route of [...this.routes.values()]) {
-      if (route.kind !== 'topic' && route.kind !== 'reply') continue
+      if (route.isDropped || (route.kind !== 'topic' && route.kind !== 'reply')) continue
       const idleMs = route.durable ? this.limits.maxIdleMs : ephemeralIdleMs
       if (route.consumers.length > 0 || now - route.idleSince < idleMs) continue
       if (route.pending > 0) idle.push(route)
@@ -745,7 +834,10 @@ export class Outbox {
 
   /** Hands out what may go. */
   pump(wallNow: number): void {
-    for (const route of this.#active) route.pump(wallNow, this.#wantTouch)
+    for (const route of this.#active) {
+      route.pump(wallNow, this.#wantTouch)
+      if (route.unwritten > 0 && !route.isServed(DURABILITY_RANK[this.storeClass])) this.#wanted.hurry()
+    }
     for (const route of this.#active) if (route.wantsLoad() === null) this.#active.delete(route)
   }
 
@@ -774,6 +866,8 @@ export class Outbox {
    * in memory: it is on disk only, or finished and nothing will be told.
    */
   watch(sent: Sent, space: SpaceId = sent.space ?? this.incarnation.space): boolean {
+    // What was made here and is in memory in all its routes is told of by its entries.
+    if (sent.prefix !== '' && sent.spilled === 0 && sent.unsettled > 0) return true
     let isInMemory = false
     for (const lane of this.#lanes.values()) {
       const entry = lane.space === space ? lane.findNumber(sent.number) : undefined
@@ -787,6 +881,13 @@ export class Outbox {
 
   unwatch(sent: Sent): void {
     this.#watched.delete(watchName(sent.space ?? this.incarnation.space, sent.number))
+  }
+
+  /** What is awaited, to be told of a fail-stop. */
+  *watched(): Iterable<Sent> {
+    yield* this.#watched.values()
+    yield* this.settled
+    for (const lane of this.#lanes.values()) for (const { sent } of lane.entries()) if (sent?.onSettled) yield sent
   }
 
   /** The message of a number, where someone here still holds it. */
@@ -825,10 +926,18 @@ export class Outbox {
     const route = this.#register(number, row.kind, row.name, row.group, row.owner, row.durable)
     this.#routeNumber = Math.max(this.#routeNumber, number)
     route.idleSince = now
+    if (row.dropped) this.#restoreDropped(route)
     const [accepted, done, dead, expired, bytes] = counters ?? [0, 0, 0, 0, 0]
     Object.assign(route.counters, { accepted, done, dead, expired })
     route.pendingBytes = bytes!
     this.pendingBytes += bytes! + (accepted! - done! - dead! - expired!) * RECORD_OVERHEAD
+  }
+
+  #restoreDropped(route: Route): void {
+    route.isDropped = true
+    this.#topics = this.#topics.filter((other) => other !== route)
+    this.#byName.delete(routeName(route.kind, route.name, route.group, route.owner))
+    this.#active.add(route)
   }
 
   /** A lane of an older space, with its first and last record; `touched` may hold some of it (rule P1). */
@@ -863,9 +972,9 @@ export class Outbox {
   /** Lanes of a space, and whether a message number of it is among what is in memory and unsettled. */
   whereIs(space: string, number: number): { isOurs: boolean; isPending: boolean; onDisk: Lane[] } {
     const lanes = [...this.#lanes.values()].filter((lane) => lane.space === space)
-    const isOurs = lanes.length > 0 || (space === this.incarnation.space && number <= this.#number)
+    const isOurs = space === this.incarnation.space ? number <= this.#number : lanes.length > 0
     const isIt = (entry: Entry): boolean => entry.number === number && entry.lane.space === space && entry.state !== 'settled'
-    const isPending = lanes.some((lane) => lane.findNumber(number)) || this.#wanted.some(isIt) || this.#writing.some(isIt)
+    const isPending = lanes.some((lane) => lane.findNumber(number)) || [...this.#wanted].some(isIt) || this.#writing.some(isIt)
     return { isOurs, isPending, onDisk: lanes.filter((lane) => lane.loadedTo < lane.next) }
   }
 
@@ -886,6 +995,7 @@ export class Outbox {
 
   /** Messages that nobody has confirmed: what a fail-stop leaves unknown. */
   *unconfirmed(): Iterable<Sent> {
+    yield* this.confirmed
     for (const entry of [...this.#wanted, ...this.#writing]) if (entry.sent && !entry.confirmed) yield entry.sent
     for (const lane of this.#lanes.values()) for (const entry of lane.entries()) if (entry.sent && !entry.confirmed) yield entry.sent
   }
@@ -919,11 +1029,13 @@ export interface ResumeAnswer {
   readonly route: number
   readonly done: readonly number[]
   readonly dead: readonly number[]
+  readonly expired: readonly number[]
   readonly running: readonly number[]
 }
 
 const SLAB_BYTES = 256 * 1024
 const MEMORY_ENDS = 10_000
+const isPlainQueue = ({ kind, group, owner }: Route): boolean => kind === 'queue' && group === '' && owner === ''
 const isSettled = (entry: Entry): boolean => entry.state === 'settled'
 const watchName = (space: string, number: number): string => `${space}/${number}`
 const laneName = (space: string, number: number): string => `${space}/${number}`

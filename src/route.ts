@@ -37,12 +37,17 @@ export class Route {
   /** Of the memory line: counted, not kept. */
   readonly memoryCounters: Counters = { accepted: 0, done: 0, dead: 0, expired: 0 }
   pendingBytes = 0
+  /** Accepted and neither settled nor given to the log: the counters in the log do not have it. */
+  unwritten = 0
+  unwrittenBytes = 0
   inMemory = 0
   inMemoryBytes = 0
   inFlight = 0
   /** When its last consumer left, for what may not wait for ever. */
   idleSince = 0
   dirty = false
+  /** Nobody subscribes any more: what is left of it expires as it comes back, and then it goes. */
+  isDropped = false
 
   constructor(
     readonly number: number,
@@ -60,6 +65,13 @@ export class Route {
     const { accepted, done, dead, expired } = this.counters
     const memory = this.memoryCounters
     return accepted - done - dead - expired + memory.accepted - memory.done - memory.dead - memory.expired
+  }
+
+  /** Is there a consumer, with a store of this class, that takes messages now? */
+  isServed(rank: number): boolean {
+    if (this.isFenced) return false
+    for (const consumer of this.consumers) if (consumer.rank >= rank && consumer.carrier.isOpen && (consumer.messages > 0 || consumer.out > 0)) return true
+    return false
   }
 
   /** Does a new message have to queue behind what is only on disk? */
@@ -254,7 +266,7 @@ export class Route {
     if (!consumer.canTake(entry.bytes)) return false
     if (this.rules.keepClass && !entry.lower && entry.write !== 'none' && consumer.rank < entry.rank) return false
     const lane = entry.lane
-    if (!this.rules.touchFirst || lane.isMemory || lane.touched.get(consumer.peer) === 'durable') return true
+    if (consumer.lane === lane || !this.rules.touchFirst || lane.isMemory || lane.touched.get(consumer.peer) === 'durable') return true
     if (!lane.touched.has(consumer.peer)) wantTouch(lane, consumer.peer)
     return false
   }
@@ -272,7 +284,11 @@ export class Route {
   #hand(entry: Entry, consumer: RemoteConsumer, wallNow: number): void {
     const carrier = consumer.carrier
     const lane = entry.lane
-    const number = carrier.lanes.get(lane) ?? declareLane(carrier, lane)
+    if (consumer.lane !== lane) {
+      consumer.laneNumber = carrier.lanes.get(lane) ?? declareLane(carrier, lane)
+      consumer.lane = lane
+    }
+    const number = consumer.laneNumber
     let flags = entry.redelivered ? DATA_FLAG.redelivered : 0
     if (entry.key !== null && entry.key.out === 0) flags |= DATA_FLAG.keyHead
     const age = Math.max(0, wallNow - entry.created)

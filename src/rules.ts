@@ -1,6 +1,6 @@
 /**
  * The rules of the protocol that are not obvious, each as a switch. Production code runs with all of them on; the
- * simulator turns one off at a time and must then find a broken guarantee. ARCHITECTURE.md gives each its reason.
+ * simulator turns one off at a time and must then find a broken guarantee. docs/PROTOCOL.md gives each its reason.
  */
 export interface Rules {
   /** P1: before a space's first frame to a consumer, a row (space, route, consumer) is durable. */
@@ -55,6 +55,18 @@ export interface Rules {
   readonly unknownIsUnknown: boolean
   /** G10: attempts are counted in the log, not in memory. */
   readonly durableAttempts: boolean
+  /** G1: `send` resolves only once the message is durable in its class. */
+  readonly resolveAfterCommit: boolean
+  /** G1: a message is acknowledged for its end, not for its arrival. */
+  readonly ackAfterHandler: boolean
+  /** G1: a dead letter commits together with the mark that its message is dead. */
+  readonly letterWithMark: boolean
+  /** G2: the done mark commits no later than the effects. */
+  readonly doneWithEffects: boolean
+  /** G2: what was done is remembered for each space. */
+  readonly dedupBySpace: boolean
+  /** G7: an incarnation that was superseded is refused. */
+  readonly refuseOldEpochs: boolean
 }
 
 export const ALL_RULES: Rules = {
@@ -84,4 +96,10 @@ export const ALL_RULES: Rules = {
   freshSpace: true,
   unknownIsUnknown: true,
   durableAttempts: true,
+  resolveAfterCommit: true,
+  ackAfterHandler: true,
+  letterWithMark: true,
+  doneWithEffects: true,
+  dedupBySpace: true,
+  refuseOldEpochs: true,
 }

@@ -4,6 +4,7 @@
  * and hands it to the outbox. Synchronous: whoever wants a promise makes it of the `Sent` (`peer.ts`).
  */
 import { PeerpostError } from './errors.js'
+import { IdWindow } from './idwindow.js'
 import { Sent } from './lane.js'
 import { DURABILITY_RANK } from './log/log.js'
 import * as rows from './log/rows.js'
@@ -25,13 +26,17 @@ const DELAY_MAX_MS = 100 * 365 * 86_400_000
 export class Sender {
   /** Messages with a caller's id whose row is not durable yet. */
   readonly #ids = new Map<string, Sent>()
+  readonly #window: IdWindow
 
-  constructor(readonly turn: Turn) {}
+  constructor(readonly turn: Turn) {
+    const { log, limits } = turn.options
+    this.#window = new IdWindow(log, limits.idWindowMs, LIMITS.idWindow)
+  }
 
   /** One message to a queue. Throws what is wrong with it; once it returns, the message is accepted or its end unknown. */
   send(queue: string, body: unknown, options: api.SendOptions): Sent {
     const { outbox } = this.turn.store
-    const route = outbox.findRoute('queue', queue, '', '') ?? outbox.route('queue', checkName('queue name', queue), '', '', true)
+    const route = outbox.findQueue(queue) ?? outbox.route('queue', checkName('queue name', queue), '', '', true)
     return this.#accept([route], 'queue', queue, this.draft(body, options, null, false), options)
   }
 
@@ -106,6 +111,7 @@ export class Sender {
     if (signal?.aborted) throw new PeerpostError('ABORTED', 'The send was aborted before it began; nothing was accepted.', signal.reason)
     const known = id === undefined ? null : this.#knownId(kind, name, id)
     if (known) return known
+    if (!this.turn.options.rules.quotaBeforeFrames) return this.#enterThenCheck(routes, kind, name, draft, id)
     this.turn.checkRoom(draft.body.bytes.length)
     return this.#enter(routes, kind, name, draft, id)
   }
@@ -117,24 +123,28 @@ export class Sender {
     return sent
   }
 
+  /** Rule P6 switched off: by the time the quota refuses a message, it is on its way. */
+  #enterThenCheck(routes: readonly Route[], kind: api.DestinationKind, name: string, draft: Draft, id: string | undefined): Sent {
+    const sent = this.#enter(routes, kind, name, draft, id)
+    this.turn.checkRoom(0)
+    return sent
+  }
+
   #newSent(draft: Draft): Sent {
-    const { id, number } = this.turn.store.outbox.nextId()
-    return new Sent(draft.meta?.i ?? id, number, draft.durability)
+    return this.turn.store.outbox.newSent(draft.meta?.i ?? null, draft.durability)
   }
 
   /** The first message with a caller's id, inside the window. */
   #knownId(kind: api.DestinationKind, name: string, id: string): Sent | null {
     const known = this.#ids.get(`${kind}/${name}/${id}`)
     if (known) return known
-    const bytes = this.turn.options.log.get(rows.idKey(kind, name, id))
-    if (!bytes) return null
-    const row = rows.read<rows.IdRow>(bytes)
-    if (this.turn.options.clock.wall() - row.at > LIMITS.idWindowMs) return null
+    const row = this.#window.find(rows.idKey(kind, name, id), this.turn.openMs)
+    if (row === null) return null
     const { outbox, lineage } = this.turn.store
-    const space = lineage.find((entry) => entry.epoch === row.epoch)?.space ?? null
+    const space = lineage.find((entry) => entry.epoch === row.epoch && !entry.isLost)?.space ?? null
     const live = space === null ? undefined : outbox.sentOf(space, row.number)
     if (live) return live
-    const sent = new Sent(id, row.number, this.turn.options.durability)
+    const sent = new Sent(id, '', row.number, this.turn.options.durability)
     sent.space = space
     // It is accepted; how it ended is looked up when someone asks.
     sent.unsettled = 1
@@ -143,11 +153,14 @@ export class Sender {
 
   #rememberId(kind: api.DestinationKind, name: string, id: string, sent: Sent): void {
     const key = rows.idKey(kind, name, id)
-    const at = Math.round(this.turn.options.clock.wall())
+    // The window counts the time for which this peer runs: a wall clock that jumps must not end it.
+    const at = this.turn.openMs
     const { epoch } = this.turn.store
-    const row: rows.IdRow = { epoch, number: sent.number, at }
     this.#ids.set(`${kind}/${name}/${id}`, sent)
-    this.turn.commit([rows.put(key, row), rows.putBytes(rows.idAgeKey(at, epoch, sent.number), key)], () => this.#ids.delete(`${kind}/${name}/${id}`))
+    this.turn.commit(this.#window.enter(key, { epoch, number: sent.number, at }), () => {
+      this.#window.written(key)
+      this.#ids.delete(`${kind}/${name}/${id}`)
+    })
   }
 
   // --- inside transactions

@@ -33,6 +33,7 @@ export class Settle {
   deadLetters = 0
   #changes: Change[] = []
   #later: Change[] = []
+  readonly #marksLater = new Set<InLane>()
   #pending: Held[] = []
   #committing: Held[] = []
   #nacks: Nack[] = []
@@ -82,11 +83,11 @@ export class Settle {
 
   #end(held: Held, outcome: 'done' | 'dead' | 'expired', hasChanges: boolean): void {
     const { lane, sequence } = held
-    if (outcome === 'dead') lane.dead.add(sequence)
-    else lane.done.add(sequence)
+    lane[outcome].add(sequence)
     held.state = 'settling'
     held.outcome = outcome
-    this.touch(lane)
+    if (this.rules.doneWithEffects) this.touch(lane)
+    else this.#marksLater.add(lane)
     if (held.marked || lane.attempts.has(sequence)) {
       lane.attempts.delete(sequence)
       this.#changes.push(rows.remove(rows.attemptKey(lane.space, lane.route, sequence)))
@@ -162,7 +163,8 @@ export class Settle {
       sequence,
       frame: Buffer.from(held.frame.subarray(held.start, held.end)),
     }
-    this.#changes.push(rows.put(rows.deadLetterKey(row.id, lane.space, lane.route, sequence), row))
+    const letters = this.rules.letterWithMark ? this.#changes : this.#later
+    letters.push(rows.put(rows.deadLetterKey(row.id, lane.space, lane.route, sequence), row))
     this.letters.push(row)
     this.deadLetters++
     this.#end(held, 'dead', true)
@@ -198,7 +200,7 @@ export class Settle {
 
   /** Acknowledges what was settled before. */
   again(lane: InLane, sequence: number, outcome?: 'done' | 'dead' | 'expired'): void {
-    const which = ACK_OUTCOMES.indexOf(outcome ?? (lane.dead.has(sequence) ? 'dead' : 'done'))
+    const which = ACK_OUTCOMES.indexOf(outcome ?? lane.endOf(sequence))
     lane.acks[which]!.add(sequence)
     if (lane.hasAcks) return
     lane.hasAcks = true
@@ -230,6 +232,8 @@ export class Settle {
     for (const change of this.#changes) batch.push(change)
     this.#changes = this.#later
     this.#later = []
+    for (const lane of this.#marksLater) this.#changes.push(rows.put(rows.doneKey(lane.space, lane.route), lane.row))
+    this.#marksLater.clear()
     this.#committing = this.#pending
     this.#pending = []
     this.#nacksCommitting = this.#nacks

@@ -6,6 +6,20 @@ import { fileURLToPath } from 'node:url'
 import type { DeadLetter, RouteStatus } from 'peerpost'
 import type { FromService, ToService } from './events.js'
 
+export const SERVICES = ['order', 'stock', 'payment', 'notification', 'finance'] as const
+
+/** Who publishes what to whom. A durable subscription begins when its publisher has it: only then may orders come in. */
+const SUBSCRIPTIONS = [
+  ['order', 'order.created', 'stock'],
+  ['order', 'customer.changed', 'notification'],
+  ['stock', 'stock.reserved', 'payment'],
+  ['stock', 'stock.refused', 'order'],
+  ['payment', 'payment.*', 'order'],
+  ['payment', 'payment.*', 'notification'],
+  ['payment', 'payment.declined', 'stock'],
+  ['payment', 'payment.declined', 'finance'],
+] as const
+
 /** Each only sends what it was made to send by those before it: asked in this order, "nothing pending" holds for all. */
 const FLOW = ['order', 'stock', 'payment']
 const PATIENCE_MS = 20_000
@@ -92,6 +106,12 @@ export class Fleet {
     await response.body?.cancel()
   }
 
+  /** Starts the services that are there from the beginning, and waits until orders may come in. */
+  async open(): Promise<void> {
+    await Promise.all(SERVICES.map((name) => this.start(name)))
+    await Promise.all(SUBSCRIPTIONS.map(([publisher, pattern, group]) => this.subscribed(publisher, pattern, group)))
+  }
+
   /** Resolves once `publisher` has the durable subscription and a consumer for it. */
   subscribed(publisher: string, pattern: string, group: string): Promise<void> {
     const isThere = (route: RouteStatus): boolean =>
@@ -130,16 +150,23 @@ export class Fleet {
 
   /** Lets every service finish and close its peer. */
   async close(): Promise<void> {
-    const ends = [...this.#running.values()].map(({ process: child }) => once(child, 'exit'))
-    await Promise.all([...this.#running.keys()].map((name) => this.#call(name, 'close')))
+    const children = [...this.#running.values()].map((running) => running.process)
+    const ends = children.map((child) => once(child, 'exit'))
+    // The end of the process is the answer: one that it sends just before may come after it, or not at all.
+    for (const child of children) child.send({ call: 0, command: 'close' } satisfies ToService)
     for (const [code] of await Promise.all(ends)) if (code !== 0) throw new Error(`A service ended with ${code}.`)
   }
 
   /** Leaves no process behind, whatever happened. */
-  end(): void {
-    for (const { process: child } of this.#running.values()) if (child.exitCode === null) child.kill('SIGKILL')
+  async end(): Promise<void> {
+    const alive = [...this.#running.values()].map((running) => running.process).filter(isRunning)
+    const ends = alive.map((child) => once(child, 'exit'))
+    for (const child of alive) child.kill('SIGKILL')
+    await Promise.all(ends)
   }
 }
+
+const isRunning = (child: ChildProcess): boolean => child.exitCode === null && child.signalCode === null
 
 function settle({ calls }: Running, { call, value, error }: Extract<FromService, { type: 'answer' }>): void {
   const waiting = calls.get(call)

@@ -32,16 +32,7 @@ async function buy(number: number, customer: string, teapots: number, times = 1)
 
 async function openForBusiness(): Promise<void> {
   fleet.title('Five services start, each with a log of its own')
-  await Promise.all(['order', 'stock', 'payment', 'notification', 'finance'].map((name) => fleet.start(name)))
-  // A durable subscription begins when its publisher has it: only then may orders come in.
-  await fleet.subscribed('order', 'order.created', 'stock')
-  await fleet.subscribed('order', 'customer.changed', 'notification')
-  await fleet.subscribed('stock', 'stock.reserved', 'payment')
-  await fleet.subscribed('stock', 'stock.refused', 'order')
-  await fleet.subscribed('payment', 'payment.*', 'order')
-  await fleet.subscribed('payment', 'payment.*', 'notification')
-  await fleet.subscribed('payment', 'payment.declined', 'stock')
-  await fleet.subscribed('payment', 'payment.declined', 'finance')
+  await fleet.open()
 }
 
 async function happyPath(): Promise<void> {
@@ -129,21 +120,18 @@ async function summary(): Promise<void> {
   fleet.print('stock', `${stock!['teapots']} teapots left`)
 }
 
-function leaveNothing(): void {
-  fleet.end()
-  if (flags.data === undefined) rmSync(folder, { recursive: true, force: true, maxRetries: 5 })
+async function leaveNothing(): Promise<void> {
+  await fleet.end()
+  if (flags.data === undefined) rmSync(folder, { recursive: true, force: true })
 }
 
 for (const signal of ['SIGINT', 'SIGTERM'] as const)
-  process.once(signal, () => {
-    leaveNothing()
-    process.exit(1)
-  })
+  process.once(signal, () => void leaveNothing().finally(() => process.exit(1)))
 
 try {
   for (const chapter of [openForBusiness, happyPath, killed, compensated, repaired, extended, compared, summary])
     await chapter()
   await fleet.close()
 } finally {
-  leaveNothing()
+  await leaveNothing()
 }

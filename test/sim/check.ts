@@ -6,7 +6,8 @@
  * The store of a node bears the node's name. A row of a store is *undone* when the store was wiped, or restored to an
  * earlier commit, after the row was written: the message did reach that place, and the place was lost with it.
  */
-import type { StateLoss } from '../../src/message.js'
+import { DURABILITY_RANK } from '../../src/log/log.js'
+import type { Durability, StateLoss } from '../../src/message.js'
 import {
   type Count,
   type Effect,
@@ -41,6 +42,8 @@ export interface Expectations {
   readonly allowedReports?: readonly ExpectedReport[]
   /** Deliveries of one message, where a bound is known. */
   readonly maxStarts?: number
+  /** Class of each store, where no message may go to a lower one than its sender's (rule P12). */
+  readonly classes?: ReadonlyMap<string, Durability>
   /** `strict`: a successor of one key also waits for dead letters and expiries. `loose`: order among effects only. */
   readonly gaps?: 'strict' | 'loose'
 }
@@ -59,8 +62,12 @@ export const PROPERTIES = {
   fencing: 'G7',
   'missing-report': 'G8',
   'unexpected-report': 'G8',
+  'false-expiry': 'G1',
+  'lower-class': 'G1',
+  'lost-update': 'G2',
   'too-many-starts': 'G10',
   conservation: 'G11',
+  bound: 'G12',
   liveness: 'G13',
 } as const
 
@@ -120,6 +127,7 @@ interface Fate {
   /** Effects whose transaction sent this message. */
   readonly parents: Effect[]
   liveParents: number
+  isToldExpired: boolean
 }
 
 class Check {
@@ -161,6 +169,7 @@ class Check {
         undoneParked: [],
         parents: [],
         liveParents: 0,
+        isToldExpired: false,
       }
       this.fates.set(value, fate)
     }
@@ -225,6 +234,9 @@ class Check {
           else this.fate(event.value).parked.push(event)
           break
         }
+        case 'outcome':
+          if (event.outcome === 'expired') this.fate(event.value).isToldExpired = true
+          break
         case 'crash':
           this.crashAt = event.t
           if (event.class === 'memory') this.memoryCrashAt = event.t
@@ -301,7 +313,10 @@ export function check(history: History, expected: Expectations): CheckReport {
     counts.repeated += repeats.repeated
     checkPlaces(run, fate)
     checkAnswers(run, fate)
+    checkClass(run, fate)
   }
+  checkCounters(run)
+  checkAsked(run)
   checkOrder(run)
   checkIdentities(run)
   checkFencing(run)
@@ -322,6 +337,8 @@ function checkLoss(run: Check, fate: Fate, accepted: boolean): 'lost' | 'lostWit
       run.goneWith(store, fate.value)
     return 'lostWithStore'
   }
+  // Of a message of class memory that expires nothing is written: its sender was told.
+  if (fate.isToldExpired && fate.oks.at(-1)?.class === 'memory') return null
   // A message of class memory lives only as long as both processes.
   const excused = (ok: Ok): boolean => run.storeLost(ok.p, ok.t) || (ok.class === 'memory' && run.crashAt >= ok.t)
   const last = fate.oks.at(-1)
@@ -376,6 +393,8 @@ function checkPlaces(run: Check, fate: Fate): void {
   if (seen && fate.invokes.length === 0 && fate.parents.length === 0)
     run.problem('unexpected', [value], `${value} arrived, and nobody sent it, or its transaction never committed.`)
   const settled = parked.filter(({ f }) => f !== 'pending')
+  if (parked.some(({ f }) => f === 'expired') && !fate.invokes.some(({ expires }) => expires))
+    run.problem('false-expiry', [value], `${value} expired, and may not.`)
   const places = settled.length + (effects.length > 0 ? 1 : 0)
   if (places > 1 && run.losses.size === 0) {
     const where = settled.map(({ f, store }) => `${f} at ${store}`).join(', ')
@@ -386,6 +405,50 @@ function checkPlaces(run: Check, fate: Fate): void {
   const { maxStarts } = run.expected
   if (maxStarts !== undefined && starts.length > maxStarts)
     run.problem('too-many-starts', [value], `${value} was delivered ${starts.length} times; ${maxStarts} are allowed.`)
+}
+
+/** A message that must keep its class never starts where the store has a lower one. */
+function checkClass(run: Check, fate: Fate): void {
+  const { classes } = run.expected
+  const from = fate.invokes[0]?.p ?? fate.parents[0]?.store
+  const own = from === undefined ? undefined : classes?.get(from)
+  if (classes === undefined || own === undefined || fate.oks.some((ok) => ok.class === 'memory')) return
+  for (const { p } of fate.starts) {
+    const there = classes.get(p)
+    if (there === undefined || DURABILITY_RANK[there] >= DURABILITY_RANK[own]) continue
+    run.problem('lower-class', [fate.value], `${fate.value} of class ${own} was handed to ${p}, whose store has class ${there}.`)
+    return
+  }
+}
+
+/** Each handler that adds to a counter saw what the one before it had written: no two have written the same total. */
+function checkCounters(run: Check): void {
+  const totals = new Map<string, string>()
+  for (const { effects } of run.fates.values())
+    for (const { store, counter, value } of effects) {
+      if (counter === undefined) continue
+      const place = `${store} ${counter.name} ${counter.total}`
+      const other = totals.get(place)
+      if (other !== undefined) run.problem('lost-update', [other, value], `${other} and ${value} both made ${counter.name} of ${store} ${counter.total}.`)
+      totals.set(place, value)
+    }
+}
+
+/** What a sender answers at the end when it is asked for a message that it had accepted. */
+function checkAsked(run: Check): void {
+  for (const event of run.events) {
+    if (event.f === 'bound' && event.value > event.limit)
+      run.problem('bound', [], `${event.p}: ${event.what} is ${event.value}; ${event.limit} are allowed.`)
+    if (event.f !== 'asked') continue
+    const { p, value, outcome } = event
+    const fate = run.fate(value)
+    // Nothing of class memory outlives its process, and a store that was lost tells nothing.
+    const ok = fate.oks.at(-1)
+    if (ok === undefined || run.losses.size > 0 || run.memoryCrashAt >= ok.t || (ok.class === 'memory' && run.crashAt >= ok.t)) continue
+    if (fate.isToldExpired && ok.class === 'memory' && outcome === 'expired') continue
+    const happened = outcome === 'done' ? fate.effects.length > 0 : fate.parked.some(({ f }) => f === outcome)
+    if (!happened) run.problem('false-outcome', [value], `${p} says at the end that ${value} is ${outcome}, and no store says so.`)
+  }
 }
 
 /** Property 2: what was refused for certain was never delivered. */
@@ -424,21 +487,22 @@ function checkOrder(run: Check): void {
     const { t, f: how } = first
     const seen = { fate, t, commit: first.commit, how }
     // A repeated send may have taken the place of its repetition.
-    if (fate.invokes.length === 1 && invoke!.key !== undefined)
+    if (fate.invokes.length === 1 && invoke!.key !== undefined && !invoke!.delayed)
       add(`${invoke!.p} ${run.era(invoke!.p, invoke!.t)} ${invoke!.queue} ${invoke!.key}`, { ...seen, place: invoke!.n, minor: 0, parent: '' })
     const [parent] = fate.parents
     if (fate.invokes.length > 0 || fate.parents.length !== 1 || parent === undefined) continue
     const minor = parent.emits!.findIndex(({ value }) => value === fate.value)
     const { queue, key } = parent.emits![minor]!
     if (key === undefined) continue
-    add(`tx ${parent.store} ${run.era(parent.store, parent.t)} ${queue} ${key}`, { ...seen, place: parent.commit, minor, parent: parent.run })
+    add(`tx ${parent.store} ${run.era(parent.store, parent.t)} ${queue} ${key}`, { ...seen, place: parent.commit, minor, parent: `${parent.value} ${parent.run}` })
   }
   for (const group of groups.values()) checkGroup(run, group)
 }
 
 function firstSettled(fate: Fate, strict: boolean): Effect | Parked | null {
   let first: Effect | Parked | null = null
-  const settled = strict ? [...fate.parked, ...fate.undoneParked].filter(({ f }) => f !== 'pending') : []
+  // What expired will never run: nothing has to wait for it, and it for nothing.
+  const settled = strict ? [...fate.parked, ...fate.undoneParked].filter(({ f }) => f === 'dead') : []
   for (const event of [...fate.effects, ...fate.undoneEffects, ...settled])
     if (first === null || event.t < first.t || (event.t === first.t && event.commit < first.commit)) first = event
   return first

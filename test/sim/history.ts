@@ -25,6 +25,9 @@
  * | incarnation | a peer accepted incarnation `epoch` of `peer`                                                     |
  * | count     | the counters of a route at a quiet point                                                            |
  * | heal      | all faults end                                                                                      |
+ * | asked     | at the end the sender asked what became of a message                                                |
+ * | bound     | at the end: something that must stay below a limit                                                  |
+ * | story     | in place of "drained": what a node was waiting for                                                  |
  * | drained   | no peer has anything left to do                                                                     |
  *
  * Effects, dead letters and expiries are read from stores, never from what a process says about itself: by the scan at
@@ -32,7 +35,7 @@
  * and `t` the time at which that commit was visible, so these events may be written long after their time.
  */
 import { readFileSync } from 'node:fs'
-import type { Durability, Outcome, StateLoss } from '../../src/message.js'
+import type { Durability, Outcome, OutcomeAnswer, StateLoss } from '../../src/message.js'
 
 interface Base {
   readonly p: string
@@ -53,6 +56,10 @@ export interface Invoke extends Base {
   readonly key?: string | undefined
   /** The caller's own id: set where a repeat is safe. */
   readonly id?: string | undefined
+  /** It may expire. */
+  readonly expires?: boolean
+  /** It takes its place among its key when it is due, not when it was sent. */
+  readonly delayed?: boolean
 }
 
 export interface Ok extends Base {
@@ -92,6 +99,8 @@ export interface Effect extends Base {
   /** Values that the same transaction sent, in order; `keys` are their keys. */
   readonly emits?: readonly { readonly value: string; readonly queue: string; readonly key?: string | undefined }[]
   readonly identity?: string | undefined
+  /** The handler read a counter when it started, and wrote one more than it had read. */
+  readonly counter?: { readonly name: string; readonly total: number } | undefined
 }
 
 export interface Parked extends Base {
@@ -151,6 +160,27 @@ export interface Count extends Base {
   readonly expired: number
 }
 
+/** The sender asked for the outcome of a message at the end. */
+export interface Asked extends Base {
+  readonly f: 'asked'
+  readonly value: string
+  readonly outcome: OutcomeAnswer
+}
+
+/** Something that must stay bounded, at the end. */
+export interface Bounded extends Base {
+  readonly f: 'bound'
+  readonly what: string
+  readonly value: number
+  readonly limit: number
+}
+
+/** What a node was waiting for when a run should have been over. */
+export interface Story extends Base {
+  readonly f: 'story'
+  readonly story: string
+}
+
 export interface Phase extends Base {
   readonly f: 'heal' | 'drained'
 }
@@ -170,6 +200,9 @@ export type HistoryEvent =
   | Incarnation
   | Count
   | Phase
+  | Asked
+  | Bounded
+  | Story
 
 export type History = readonly HistoryEvent[]
 
@@ -213,6 +246,9 @@ const KINDS: ReadonlySet<string> = new Set<HistoryEvent['f']>([
   'count',
   'heal',
   'drained',
+  'asked',
+  'bound',
+  'story',
 ])
 
 /**

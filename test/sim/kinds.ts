@@ -9,6 +9,7 @@ export const TOY_LIMITS: ProfileLimits = {
   classes: ['disk'],
   consumersPerQueue: 1,
   faults: ['kill', 'power', 'stop', 'pause', 'full', 'jump', 'partition', 'cut'],
+  extras: false,
 }
 
 export const KINDS: Readonly<Record<string, { readonly node: NodeKind; readonly limits: ProfileLimits }>> = {

@@ -6,17 +6,18 @@ import type { Held } from '../../src/hold.js'
 import type { Proofs } from '../../src/link.js'
 import type { Log } from '../../src/log/log.js'
 import * as rows from '../../src/log/rows.js'
-import type { PeerEvents, PeerId } from '../../src/message.js'
+import type { Outcome, OutcomeAnswer, PeerEvents, PeerId, SendOptions } from '../../src/message.js'
 import { LIMITS, type Limits } from '../../src/options.js'
 import { ALL_RULES, type Rules } from '../../src/rules.js'
 import { Sender } from '../../src/send.js'
+import { Inspector } from '../../src/status.js'
 import type { TxBuffer } from '../../src/transaction.js'
 import { data } from '../../src/transport/frame.js'
 import { Turn } from '../../src/turn.js'
 import { PeerpostError } from '../../src/errors.js'
 import type { Sent } from '../../src/lane.js'
 import type { SimDisk } from './store.js'
-import type { Fact, NodeKind, RouteCount, Seat, SendAnswer, SimDelivery, SimMessage, SimNode, SimTx } from './world.js'
+import type { Bound, Fact, NodeKind, RouteCount, Seat, SendAnswer, SimDelivery, SimMessage, SimNode, SimTx } from './world.js'
 
 const peerOf = (name: string): PeerId => `peer-${name}` as PeerId
 const nameOf = (peer: string): string => peer.replace(/^peer-/, '')
@@ -36,7 +37,7 @@ function proofsOf(name: string): Proofs {
 }
 
 function limitsOf(seat: Seat): Limits {
-  return { ...LIMITS, failoverMs: seat.options.failoverMs, inDoubt: seat.options.inDoubt, commitTimeoutMs: LIMITS.commitTimeoutMs }
+  return { ...LIMITS, failoverMs: seat.options.failoverMs, inDoubt: seat.options.inDoubt, quotaBytes: seat.options.quotaBytes }
 }
 
 class CoreNode implements SimNode {
@@ -44,6 +45,7 @@ class CoreNode implements SimNode {
   readonly #rules: Rules
   #turn: Turn | null = null
   #sender: Sender | null = null
+  #inspector: Inspector | null = null
   #waiting: Array<() => void> = []
 
   constructor(seat: Seat, rules: Rules) {
@@ -84,6 +86,8 @@ class CoreNode implements SimNode {
       }
       this.#turn = turn
       this.#sender = new Sender(turn)
+      this.#inspector = new Inspector(turn, seat.name, [])
+      watchMarks(turn, seat)
       this.#consume(turn)
       seat.transport.listenSync(seat.endpoint, turn.links.accept)
       for (const endpoint of seat.dials) turn.links.addTarget(endpoint)
@@ -92,9 +96,16 @@ class CoreNode implements SimNode {
   }
 
   #heard<Name extends keyof PeerEvents>(event: Name, args: PeerEvents[Name]): void {
+    if (event === 'warning') {
+      const { code, message } = args[0] as PeerEvents['warning'][0]
+      this.#seat.mark(`warning ${code}`)
+      // No simulated peer lies: a frame that another one refuses is a fault of ours, unless a rule is off.
+      if (code === 'PROTOCOL_VIOLATION' && Object.values(this.#rules).every(Boolean)) throw new Error(`${this.#seat.name}: ${message}`)
+    }
     if (event === 'failed') this.#seat.failed((args[0] as Error).message)
     if (event === 'stateLoss') {
       const loss = args[0] as PeerEvents['stateLoss'][0]
+      this.#seat.mark(loss.verdict)
       this.#seat.report(loss.verdict, nameOf(loss.peer))
     }
     if (event === 'link') {
@@ -108,7 +119,7 @@ class CoreNode implements SimNode {
     for (const queue of node.consumes) {
       const policy = { concurrency: node.concurrency, leaseMs: options.leaseMs, maxAttempts: options.maxAttempts, backoff: { firstMs: 100, maxMs: 2000 } }
       const consumer = turn.store.inbox.addConsumer('queue', queue, '', '', false, 'key', policy)
-      turn.addTaker({ consumer, room: node.concurrency, isPull: false, leaseMs: options.leaseMs, start: (held) => this.#run(turn, held) })
+      turn.addTaker({ consumer, room: node.concurrency, isPull: false, leaseMs: options.leaseMs, active: 0, start: (held) => this.#run(turn, held) })
       turn.addConsumer(consumer)
     }
   }
@@ -125,13 +136,11 @@ class CoreNode implements SimNode {
       ...(link ? { via: { peer: nameOf(held.lane.peer), epoch: link.hello!.epoch } } : {}),
     }
     const face: SimTx = {
-      put: (key, value) => {
-        turn.state.get(tx, key)
-        tx.writes.set(key, rows.put(Buffer.alloc(0), value).value!)
-      },
+      get: (key) => turn.state.get(tx, key) as string | undefined,
+      put: (key, value) => tx.writes.set(key, rows.put(Buffer.alloc(0), value).value!),
       send: ({ value, queue, key, id }) => {
         try {
-          tx.sends.push(this.#sender!.draftSend('send', queue, value, optionsOf(key, id)))
+          tx.sends.push(this.#sender!.draftSend('send', queue, value, this.#optionsOf({ key, id })))
         } catch (thrown) {
           if (!(thrown instanceof PeerpostError)) throw thrown
           refused = thrown.code
@@ -167,15 +176,31 @@ class CoreNode implements SimNode {
     turn.settleDone(held, turn.state.apply(tx))
   }
 
+  #optionsOf({ key, id, ttlMs, delayMs, isMemory }: Partial<SimMessage>): SendOptions {
+    return {
+      ...(this.#seat.options.allowLower && { allowLower: true }),
+      ...(key !== undefined && { key }),
+      ...(id !== undefined && { id }),
+      ...(ttlMs !== undefined && { ttlMs }),
+      ...(delayMs !== undefined && { delayMs }),
+      ...(isMemory && { durability: 'memory' }),
+    }
+  }
+
   send(message: SimMessage, done: (answer: SendAnswer) => void): void {
     if (this.#sender === null) {
       this.#waiting.push(() => this.send(message, done))
       return
     }
-    const { value, queue, key, id } = message
+    if (message.sends) {
+      this.#transact(message, message.sends, done)
+      return
+    }
+    const { value, queue } = message
     let sent: Sent
     try {
-      sent = this.#sender.send(queue, value, optionsOf(key, id))
+      sent = this.#sender.send(queue, value, this.#optionsOf(message))
+      this.#seat.named(value, this.#turn!.store.outbox.idOf(sent.number, sent.space))
     } catch (thrown) {
       if (!(thrown instanceof PeerpostError)) throw thrown
       const { code } = thrown
@@ -186,16 +211,63 @@ class CoreNode implements SimNode {
       if (error) done({ kind: 'error', code: 'UNKNOWN', unknown: this.#rules.unknownIsUnknown })
       else done({ kind: 'ok', class: of.reached, at: of.at })
     }
-    const before = sent.onConfirmed
     if (sent.unconfirmed === 0) this.#seat.clock.defer(() => answer(sent, null))
-    else
-      sent.onConfirmed = (of, error) => {
-        before?.(of, error)
-        answer(of, error)
-      }
-    sent.onSettled ??= []
-    sent.onSettled.push((outcome) => this.#seat.outcome(value, outcome))
+    else sent.whenConfirmed(answer)
+    sent.whenSettled((outcome) => outcome && this.#seat.outcome(value, outcome))
     this.#turn!.store.outbox.watch(sent)
+  }
+
+  /** The application's own transaction: its row and its messages, or nothing. */
+  #transact(message: SimMessage, sends: readonly SimMessage[], done: (answer: SendAnswer) => void): void {
+    const turn = this.#turn!
+    const { value } = message
+    const tx = turn.state.begin()
+    try {
+      for (const sent of sends) tx.sends.push(this.#sender!.draftSend('send', sent.queue, sent.value, this.#optionsOf(sent)))
+    } catch (thrown) {
+      turn.state.end(tx)
+      if (!(thrown instanceof PeerpostError)) throw thrown
+      const { code } = thrown
+      this.#seat.clock.defer(() => done({ kind: 'error', code, unknown: false }))
+      return
+    }
+    const emits = sends.map((sent) => ({ value: sent.value, queue: sent.queue, key: sent.key }))
+    const row = { value, run: 'transaction', redelivered: false, emits }
+    tx.writes.set(`effect/${value}/transaction`, rows.put(Buffer.alloc(0), JSON.stringify(row)).value!)
+    this.#sender!.appendAll(tx)
+    const forget = turn.onFailure(() => done({ kind: 'error', code: 'UNKNOWN', unknown: this.#rules.unknownIsUnknown }))
+    turn.commit(turn.state.apply(tx), () => {
+      forget()
+      done({ kind: 'ok', class: this.#seat.node.class, at: 'sender' })
+    })
+  }
+
+  outcomeOf(id: string): OutcomeAnswer {
+    return this.#inspector!.outcome(id)
+  }
+
+  story(): string {
+    const turn = this.#turn
+    if (turn === null) return 'It is not open.'
+    const lines: string[] = []
+    if (!turn.isQuiet) lines.push('A commit is under way, or wanted.')
+    if (turn.handlers.running > 0) lines.push(`${turn.handlers.running} handlers run.`)
+    for (const route of turn.store.outbox.routes.values()) {
+      if (route.pending === 0) continue
+      const entries = route.lanes.flatMap((lane) => [...lane.entries()].map((e) => `${data.body(e.slab, e.start, e.end)} ${e.state}${e.doubtAt ?? e.target?.peer ?? ''}`))
+      const lanes = route.lanes.map((l) => `${l.epoch} from ${l.base} loaded to ${l.loadedTo} of ${l.durableTo} and ${l.next}${l.isFenced ? ', fenced' : ''}`)
+      lines.push(`${route.name} has ${route.pending} pending (${entries.join(', ')}), lanes ${lanes.join('; ')}, ${route.consumers.length} consumers.`)
+    }
+    if (lines.length === 0) return ''
+    for (const { id, name, state, endpoint, reason } of turn.links.statuses()) lines.push(`${name || id || endpoint} is ${state}${reason ? ` (${reason})` : ''}.`)
+    return lines.join(' ')
+  }
+
+  bounds(): Bound[] {
+    const { inbox } = this.#turn!.store
+    const live = new Set([...this.#turn!.links.up.values()].map((link) => link.hello!.space))
+    const lanes = [...inbox.lanes.values()].filter((lane) => live.has(lane.space) && !lane.isMemory)
+    return lanes.map((lane) => ({ what: `the intervals of ${lane.peer}/${lane.route}`, value: lane.done.intervals, limit: 40 }))
   }
 
   quiet(): boolean {
@@ -256,16 +328,38 @@ function countPending(turn: Turn, number: number): number {
   return pending
 }
 
-/** Stores of several classes meet here, so every message allows a lower one (rule P12 has a test of its own). */
-const optionsOf = (key: string | undefined, id: string | undefined): { key?: string; id?: string; allowLower: true } => ({
-  allowLower: true,
-  ...(key === undefined ? {} : { key }),
-  ...(id === undefined ? {} : { id }),
-})
+/** Counts what a run should have come past at least once: nothing but a count changes. */
+function watchMarks(turn: Turn, seat: Seat): void {
+  const { settle, outbox } = turn.store
+  const markAlone = settle.markAlone.bind(settle)
+  settle.markAlone = (held) => {
+    seat.mark('ran alone after a crash')
+    markAlone(held)
+  }
+  const collect = outbox.collect.bind(outbox)
+  let elided = 0
+  outbox.collect = (batch, now) => {
+    collect(batch, now)
+    if (outbox.elided > elided) seat.mark('write elided')
+    elided = outbox.elided
+  }
+  const { exchange } = turn
+  const withdraw = exchange.events.withdraw.bind(exchange.events)
+  exchange.events.withdraw = (...letter) => {
+    seat.mark('dead letter withdrawn')
+    withdraw(...letter)
+  }
+  const loaded = outbox.loaded.bind(outbox)
+  outbox.loaded = (lane, ...rest) => {
+    if (!lane.isOld) seat.mark('spilled and read again')
+    loaded(lane, ...rest)
+  }
+}
 
 function* scan(disk: SimDisk): Iterable<Fact> {
   const lineage = new Map<number, string>()
   const all = [...disk.scan()]
+  const idOf = (epoch: number, number: number): string => `${Buffer.from(lineage.get(epoch) ?? '', 'hex').toString('base64url')}.${number.toString(36)}`
   const inTable = (table: Parameters<typeof rows.tableRange>[0]): typeof all => {
     const [from, to] = rows.tableRange(table)
     return all.filter(({ key }) => Buffer.compare(key, from) >= 0 && Buffer.compare(key, to) < 0)
@@ -277,6 +371,10 @@ function* scan(disk: SimDisk): Iterable<Fact> {
     const letter = rows.read<rows.DeadLetterRow>(value)
     const identity = `${letter.space}/${letter.route}/${letter.sequence}`
     yield { kind: 'dead', value: String(data.body(letter.frame, 0, letter.frame.length)), identity, commit, at }
+  }
+  for (const { key, value, commit, at } of inTable('outcome')) {
+    const { epoch, number } = rows.outcomeOfKey(key)
+    if (rows.read<Outcome>(value) === 'expired') yield { kind: 'expired', value: idOf(epoch, number), commit, at }
   }
   for (const { key, value, commit, at } of inTable('record')) {
     const { route, epoch, sequence } = rows.recordOfKey(key)

@@ -4,6 +4,7 @@
  * printed as one line of JSON, and are all that a run depends on beside the code.
  */
 import type { Durability } from '../../src/log/log.js'
+import { LIMITS } from '../../src/options.js'
 import { CALM_NETWORK, type NetworkOptions, type PartitionMode } from './network.js'
 import { Rng } from './random.js'
 import { CALM_DISK, type DiskOptions } from './store.js'
@@ -33,6 +34,32 @@ export interface HandlerOptions {
   readonly hangRate: number
   /** Sends 1 or 2 messages through `tx`. */
   readonly emitRate: number
+}
+
+/** What senders ask for beside a key and an id, and handlers do beside an effect. A rate of 0 means never. */
+export interface WorkOptions {
+  /** Of the plain messages: expire after up to `ttlMs`. */
+  readonly ttlRate: number
+  readonly ttlMs: number
+  /** Of the plain messages: not before up to `delayMs` have passed. */
+  readonly delayRate: number
+  readonly delayMs: number
+  /** Of the plain messages: of class memory. */
+  readonly memoryRate: number
+  /** Of the messages: sent as a transaction of the application, with 1 to 3 messages. */
+  readonly transactionRate: number
+  /** Of the handlers: add one to one of 2 counters, which they read when they start. */
+  readonly counterRate: number
+}
+
+export const PLAIN_WORK: WorkOptions = {
+  ttlRate: 0,
+  ttlMs: 1000,
+  delayRate: 0,
+  delayMs: 1000,
+  memoryRate: 0,
+  transactionRate: 0,
+  counterRate: 0,
 }
 
 /** One fault, at a virtual time. `node` is a name of `nodes`. */
@@ -77,6 +104,11 @@ export interface RunOptions {
   /** Of the messages: with a caller's id, so that a send of unknown outcome is repeated. */
   readonly idRate: number
   readonly handler: HandlerOptions
+  readonly work: WorkOptions
+  /** May a message go to a store of a lower class than its sender's? */
+  readonly allowLower: boolean
+  /** Of each store, in bytes of messages. */
+  readonly quotaBytes: number
   readonly leaseMs: number
   readonly maxAttempts: number
   readonly inDoubt: 'wait' | 'failover'
@@ -96,12 +128,15 @@ export interface ProfileLimits {
   readonly classes: readonly Durability[]
   readonly consumersPerQueue: number
   readonly faults: readonly Fault['kind'][]
+  /** Work beyond plain messages, a small quota, and messages that keep their class. */
+  readonly extras: boolean
 }
 
 export const EVERYTHING: ProfileLimits = {
   classes: ['disk', 'process'],
   consumersPerQueue: 3,
   faults: ['kill', 'power', 'stop', 'wipe', 'restore', 'pause', 'full', 'jump', 'partition', 'cut'],
+  extras: true,
 }
 
 const NAMES = ['a', 'b', 'c', 'd', 'e', 'f', 'g']
@@ -113,7 +148,8 @@ const rate = (rng: Rng, max: number): number => (rng.chance(0.5) ? Number((max *
 export function profile(seed: number, limits: ProfileLimits = EVERYTHING): RunOptions {
   const rng = new Rng(seed).fork('profile')
   const safetyMs = rng.between(2, 20) * 1000
-  const { nodes, queues } = drawNodes(rng.fork('nodes'), limits)
+  const allowsLower = !limits.extras || rng.fork('lower').chance(0.5)
+  const { nodes, queues } = drawNodes(rng.fork('nodes'), limits, allowsLower)
   return {
     seed,
     salt: 0,
@@ -124,6 +160,9 @@ export function profile(seed: number, limits: ProfileLimits = EVERYTHING): RunOp
     keys: rng.pick([0, 1, 3, 10]),
     idRate: rate(rng, 1),
     handler: drawHandler(rng.fork('handler')),
+    work: limits.extras ? drawWork(rng.fork('work')) : PLAIN_WORK,
+    allowLower: allowsLower,
+    quotaBytes: limits.extras && rng.fork('quota').chance(0.15) ? 4096 : LIMITS.quotaBytes,
     leaseMs: rng.pick([1000, 5000, 30_000]),
     maxAttempts: rng.pick([2, 3, 5]),
     inDoubt: rng.pick(['failover', 'wait']),
@@ -140,7 +179,7 @@ export function profile(seed: number, limits: ProfileLimits = EVERYTHING): RunOp
 /** One line, to be kept with a failing run. */
 export const printOptions = (options: RunOptions): string => JSON.stringify(options)
 
-function drawNodes(rng: Rng, limits: ProfileLimits): { nodes: NodeOptions[]; queues: string[] } {
+function drawNodes(rng: Rng, limits: ProfileLimits, allowsLower: boolean): { nodes: NodeOptions[]; queues: string[] } {
   const names = NAMES.slice(0, rng.between(2, 4))
   const queues = ['q0', 'q1', 'q2'].slice(0, rng.between(1, 3))
   const consumers = queues.map(() =>
@@ -156,7 +195,29 @@ function drawNodes(rng: Rng, limits: ProfileLimits): { nodes: NodeOptions[]; que
       concurrency: rng.pick([1, 1, 4, 16]),
     }
   })
-  return { nodes, queues }
+  return { nodes: allowsLower ? nodes : keepClasses(nodes), queues }
+}
+
+/** A message that keeps its class needs a consumer that has it: some consumer of each queue has the highest there is. */
+function keepClasses(nodes: readonly NodeOptions[]): NodeOptions[] {
+  const served = new Set<string>()
+  return nodes.map((node) => {
+    const isFirst = node.consumes.some((queue) => !served.has(queue))
+    for (const queue of node.consumes) served.add(queue)
+    return isFirst ? { ...node, class: 'disk' } : node
+  })
+}
+
+function drawWork(rng: Rng): WorkOptions {
+  return {
+    ttlRate: rate(rng, 0.5),
+    ttlMs: rng.pick([50, 1000, 10_000]),
+    delayRate: rate(rng, 0.5),
+    delayMs: rng.pick([50, 1000, 10_000]),
+    memoryRate: rate(rng, 0.5),
+    transactionRate: rate(rng, 0.5),
+    counterRate: rate(rng, 0.7),
+  }
 }
 
 function drawHandler(rng: Rng): HandlerOptions {

@@ -169,6 +169,7 @@ class ToyNode implements SimNode {
     const changes: Change[] = []
     const sent: SimMessage[] = []
     const tx: SimTx = {
+      get: () => undefined,
       put: (key, value) => changes.push(put(`state/${key}`, value)),
       send: (emitted) => sent.push(emitted),
     }

@@ -22,6 +22,8 @@ interface Plan {
   readonly hangs: boolean
   readonly takesMs: number
   readonly emits: readonly SimMessage[]
+  /** The row of a counter that it adds one to. */
+  readonly counter: string | null
 }
 
 /** How long a sender that is down is waited for, and how long until a send of unknown outcome is repeated. */
@@ -43,6 +45,8 @@ export class Workload {
   #asked = new Set<Pending>()
   /** Not called yet, or to be called again. */
   #toSend = 0
+  readonly #values = new Map<string, string>()
+  readonly #names = new Map<string, Map<string, string>>()
   #runs = 0
   #healed = false
 
@@ -70,7 +74,30 @@ export class Workload {
       const burst = rng.int(bursts) / bursts
       const at = this.#options.safetyMs * 0.9 * burst + (rng.chance(0.5) ? rng.int(200) : 0)
       this.#toSend++
-      this.#kernel.at(at, 'send', () => this.#send({ sender, message: { value, queue, key, id } }))
+      const message = this.#furnish({ value, queue, key, id }, this.#rng.fork(`work ${i}`))
+      this.#kernel.at(at, 'send', () => this.#send({ sender, message }))
+    }
+  }
+
+  /** Adds what the profile asks for beside queue, key and id. */
+  #furnish(message: SimMessage, rng: Rng): SimMessage {
+    const { work, queues, keys } = this.#options
+    const { value } = message
+    if (rng.chance(work.transactionRate)) {
+      const sends = Array.from({ length: rng.between(1, 3) }, (_, n) => ({
+        value: `${value}>${n}`,
+        queue: rng.pick(queues),
+        key: keys > 0 ? `k${rng.int(keys)}` : undefined,
+        id: undefined,
+      }))
+      // A transaction is not repeated: nothing dedups it.
+      return { ...message, key: undefined, id: undefined, sends }
+    }
+    return {
+      ...message,
+      ...(rng.chance(work.ttlRate) ? { ttlMs: Math.ceil(rng.delay(1, work.ttlMs)) } : {}),
+      ...(rng.chance(work.delayRate) ? { delayMs: Math.ceil(rng.delay(1, work.delayMs)) } : {}),
+      ...(rng.chance(work.memoryRate) ? { isMemory: true } : {}),
     }
   }
 
@@ -83,7 +110,8 @@ export class Workload {
       return
     }
     const { value, queue, key, id } = message
-    this.#recorder.add(sender, { f: 'invoke', value, queue, key, id })
+    const { ttlMs, delayMs } = message
+    this.#recorder.add(sender, { f: 'invoke', value, queue, key, id, ...(ttlMs && { expires: true }), ...(delayMs && { delayed: true }) })
     this.#toSend--
     this.#asked.add(pending)
     // A process may die in the middle of a turn: what the rest of its turn says nobody hears.
@@ -113,6 +141,23 @@ export class Workload {
     this.#kernel.after(RETRY_MS, 'send again', () => this.#send(again))
   }
 
+  // --- ids -----------------------------------------------------------------------------------------------------
+
+  named(sender: string, value: string, id: string): void {
+    this.#values.set(id, value)
+    const names = this.#names.get(sender) ?? new Map<string, string>()
+    this.#names.set(sender, names.set(value, id))
+  }
+
+  valueOf(id: string): string | undefined {
+    return this.#values.get(id)
+  }
+
+  /** The messages that a node sent, and their ids. */
+  namesOf(sender: string): Iterable<[value: string, id: string]> {
+    return this.#names.get(sender) ?? []
+  }
+
   /** What a process had been asked when it ended is unknown. */
   senderDied(name: string): void {
     for (const pending of [...this.#asked]) {
@@ -140,12 +185,13 @@ export class Workload {
     this.#kernel.note(`${value} start`)
     const plan = this.#planOf(value)
     if (plan.hangs && attempt === 1 && !this.#healed) return
-    const finish = (): void => this.#finish(delivery, plan, tx, settle)
+    const total = plan.counter === null ? 0 : Number(tx.get(plan.counter) ?? 0) + 1
+    const finish = (): void => this.#finish(delivery, plan, total, tx, settle)
     if (plan.takesMs === 0) finish()
     else this.#kernel.after(plan.takesMs, 'handler ends', finish, life)
   }
 
-  #finish(delivery: SimDelivery, plan: Plan, tx: SimTx, settle: (settlement: Settlement) => void): void {
+  #finish(delivery: SimDelivery, plan: Plan, total: number, tx: SimTx, settle: (settlement: Settlement) => void): void {
     const { value, attempt, redelivered } = delivery
     if (plan.reject) settle({ kind: 'reject', reason: 'the handler rejects it' })
     else if (attempt <= plan.throws) settle({ kind: 'throw', reason: 'the handler throws' })
@@ -154,7 +200,9 @@ export class Workload {
       const { identity } = delivery
       const emits = plan.emits.map((message) => ({ value: message.value, queue: message.queue, key: message.key }))
       // The row says everything, so that the scan of the store needs nothing that a process remembers.
-      tx.put(`effect/${value}/${run}`, JSON.stringify({ value, run, redelivered, emits, identity }))
+      const counter = plan.counter === null ? undefined : { name: plan.counter, total }
+      tx.put(`effect/${value}/${run}`, JSON.stringify({ value, run, redelivered, emits, identity, counter }))
+      if (counter) tx.put(counter.name, String(total))
       for (const message of plan.emits) tx.send(message)
       settle({ kind: 'done' })
     }
@@ -163,7 +211,7 @@ export class Workload {
   /** The event that a row of a handler stands for; null where it is another row. */
   effectOf(row: { key: string; value: string; commit: number }, store: string): (NewEvent & { f: 'effect' }) | null {
     if (!row.key.startsWith('effect/')) return null
-    const said = JSON.parse(row.value) as Pick<Effect, 'value' | 'run' | 'redelivered' | 'emits' | 'identity'>
+    const said = JSON.parse(row.value) as Pick<Effect, 'value' | 'run' | 'redelivered' | 'emits' | 'identity' | 'counter'>
     return { f: 'effect', store, commit: row.commit, ...said }
   }
 
@@ -178,7 +226,7 @@ export class Workload {
 
   #draw(value: string): Plan {
     const rng = this.#rng.fork(`handler ${value}`)
-    const { handler, queues, keys } = this.#options
+    const { handler, queues, keys, work } = this.#options
     const poison = rng.chance(handler.poisonRate)
     const throws = rng.chance(handler.throwRate) ? rng.between(1, handler.maxThrows) : 0
     const takesMs = rng.chance(handler.slowRate) ? rng.delay(1, handler.slowMs) : 0
@@ -188,6 +236,7 @@ export class Workload {
       reject: rng.chance(handler.rejectRate),
       hangs: rng.chance(handler.hangRate),
       takesMs,
+      counter: work.counterRate > 0 && rng.chance(work.counterRate) ? `count/${rng.int(2)}` : null,
       emits: Array.from({ length: emitted }, (_, i) => ({
         value: `${value}>${i}`,
         queue: rng.pick(queues),

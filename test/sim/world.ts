@@ -8,7 +8,7 @@
  * The protocol is plugged in as a `NodeKind`. Nothing here knows how it stores or sends anything.
  */
 import { PeerpostError, reasonOf } from '../../src/errors.js'
-import type { Durability, Outcome } from '../../src/message.js'
+import type { Durability, Outcome, OutcomeAnswer } from '../../src/message.js'
 import { type CheckReport, check, type Expectations, type ExpectedReport, type Verdict } from './check.js'
 import { type HistoryEvent, type NewEvent, Recorder, type Via } from './history.js'
 import { type Death, Kernel, Life, SimClock, type WallClock } from './kernel.js'
@@ -25,6 +25,11 @@ export interface SimMessage {
   readonly key: string | undefined
   /** The caller's own id, where there is one. */
   readonly id: string | undefined
+  readonly ttlMs?: number
+  readonly delayMs?: number
+  readonly isMemory?: boolean
+  /** A transaction of the application: these are sent with it, or nothing is. The message itself goes nowhere. */
+  readonly sends?: readonly SimMessage[]
 }
 
 export type SendAnswer =
@@ -44,6 +49,7 @@ export interface SimDelivery {
 
 /** What a handler may do in the transaction that settles its message. */
 export interface SimTx {
+  get(key: string): string | undefined
   put(key: string, value: string): void
   send(message: SimMessage): void
 }
@@ -70,8 +76,12 @@ export interface Seat {
   report(verdict: Verdict, peer: string): void
   /** Incarnation `epoch` of a peer was accepted. */
   accepted(peer: string, epoch: number): void
+  /** The product's own id of a message that was sent. */
+  named(value: string, id: string): void
   /** The sender was told what became of a message. */
   outcome(value: string, outcome: Outcome): void
+  /** Something worth counting happened: a coverage mark. */
+  mark(what: string): void
   /** Fail-stop: the process ends here, and is started again by its supervisor. */
   failed(reason: string): void
 }
@@ -82,10 +92,22 @@ export interface SimNode {
   send(message: SimMessage, done: (answer: SendAnswer) => void): void
   /** Nothing pending, in flight, running or in commit. */
   quiet(): boolean
+  /** What became of a message with this id? */
+  outcomeOf?(id: string): OutcomeAnswer
+  /** What it still waits for, in a sentence for who reads a failure. */
+  story?(): string
+  /** What must stay bounded (G12), at a quiet point. */
+  bounds?(): readonly Bound[]
   /** The counters of each route, for conservation. */
   counts(): readonly RouteCount[]
   /** Drains and closes; the process ends once `done` is called. */
   close(done: () => void): void
+}
+
+export interface Bound {
+  readonly what: string
+  readonly value: number
+  readonly limit: number
 }
 
 export interface RouteCount {
@@ -108,6 +130,7 @@ export type Fact =
     }
   | {
       readonly kind: 'dead' | 'expired' | 'pending'
+      /** The body; of an expiry, which keeps none, the id of the message. */
       readonly value: string
       readonly identity?: string
       readonly commit: number
@@ -171,6 +194,14 @@ interface Machine {
 const LOOK_MS = 100
 // Long enough for a connection whose other end died unheard to be given up and made anew: only then is a loss seen.
 const SETTLE_MS = 8000
+
+/** Where nothing but handlers makes a delivery come again, G10 bounds the deliveries exactly. */
+function isCalm({ faults, disk, network, inDoubt, handler, work, leaseMs }: RunOptions): boolean {
+  const isLeaseSafe = handler.hangRate === 0 && (handler.slowRate === 0 || handler.slowMs < leaseMs)
+  const isDiskSafe = disk.failedAppliedRate + disk.failedLostRate + disk.hangRate === 0
+  const isNetworkSafe = network.corruptRate === 0 && inDoubt === 'wait'
+  return isLeaseSafe && isDiskSafe && isNetworkSafe && work.counterRate === 0 && faults.every(({ kind }) => kind === 'cut')
+}
 
 class World {
   readonly kernel: Kernel
@@ -252,9 +283,16 @@ class World {
       drained: true,
       drainWithinMs: this.#options.drainMs,
       allowedReports: this.#allowed,
+      ...(this.#options.allowLower ? {} : { classes: this.#classes() }),
+      ...(isCalm(this.#options) ? { maxStarts: this.#options.maxAttempts } : {}),
     }
     if (drained) this.recorder.add('world', { f: 'drained' })
+    else this.#stories()
     return check(this.recorder.events, expectations)
+  }
+
+  #classes(): Map<string, Durability> {
+    return new Map(this.#options.nodes.map((node) => [node.name, node.class]))
   }
 
   // --- processes -----------------------------------------------------------------------------------------------
@@ -313,6 +351,8 @@ class World {
       handle: (delivery, tx, settle) => this.#workload.handle(life, delivery, tx, settle),
       report: (verdict, peer) => add({ f: 'report', verdict, peer }),
       accepted: (peer, epoch) => add({ f: 'incarnation', peer, epoch }),
+      named: (value, id) => this.#workload.named(name, value, id),
+      mark: (what) => this.#count(what),
       outcome: (value, outcome) => add({ f: 'outcome', value, outcome }),
       failed: (reason) => this.#failStop(machine, life, reason),
     }
@@ -452,11 +492,28 @@ class World {
       if (!quiet) quietSince = Number.POSITIVE_INFINITY
       else quietSince = Math.min(quietSince, this.kernel.now)
       if (this.kernel.now - quietSince < SETTLE_MS) continue
-      for (const { node, options } of up)
-        for (const count of node!.counts()) this.recorder.add(options.name, { f: 'count', ...count })
+      for (const { node, options } of up) this.#ask(options.name, node!)
       return true
     }
     return false
+  }
+
+  /** Who reads of a run that never drained wants to know what each node was waiting for. */
+  #stories(): void {
+    for (const { node, options } of this.#machines.values()) {
+      const story = node === null ? 'is down' : (node.story?.() ?? '')
+      if (story !== '') this.recorder.add(options.name, { f: 'story', story })
+    }
+  }
+
+  /** What a node says of itself, and of what it sent, once all is quiet. */
+  #ask(name: string, node: SimNode): void {
+    for (const count of node.counts()) this.recorder.add(name, { f: 'count', ...count })
+    for (const bound of node.bounds?.() ?? []) this.recorder.add(name, { f: 'bound', ...bound })
+    for (const [value, id] of this.#workload.namesOf(name)) {
+      const outcome = node.outcomeOf?.(id)
+      if (outcome !== undefined) this.recorder.add(name, { f: 'asked', value, outcome })
+    }
   }
 
   /** Writes what is on a disk, and was not seen there before, into the history. */
@@ -472,7 +529,10 @@ class World {
         const effect = this.#workload.effectOf(fact, name)
         if (effect !== null) this.recorder.add(name, effect, fact.at)
       } else {
-        const { kind: f, value, identity } = fact
+        const { kind: f, identity } = fact
+        const value = f === 'expired' ? this.#workload.valueOf(fact.value) : fact.value
+        if (value === undefined) continue
+        this.#count(f)
         this.recorder.add(name, { f, value, identity, store: name, commit }, fact.at)
       }
     }

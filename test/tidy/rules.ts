@@ -16,7 +16,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   src: ['src'],
   directory: ['src', 'directory'],
   nodes: ['src', 'directory', 'nodes'],
-  test: ['src', 'directory', 'nodes', 'bench', 'test'],
+  test: ['src', 'directory', 'nodes', 'bench', 'examples', 'test'],
   bench: ['bench'],
   examples: ['examples'],
 }
