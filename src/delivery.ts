@@ -4,7 +4,7 @@
  */
 import { PeerpostError, reasonOf } from './errors.js'
 import { checkInteger, checkOptions, LIMITS } from './options.js'
-import type { Held } from './hold.js'
+import type { Held, Taker } from './hold.js'
 import type { Delivery, Handler, Headers, Message, PeerId, SendOptions, Transaction } from './message.js'
 import type { Change } from './log/log.js'
 import type { TxBuffer, TxSend } from './transaction.js'
@@ -18,8 +18,6 @@ export interface DeliveryHost {
   draftSend(kind: 'send' | 'publish', name: string, body: unknown, options: SendOptions | undefined): TxSend
   /** Appends what a transaction sent, to leave with its commit (rule P4). */
   appendSends(tx: TxBuffer): void
-  /** A pulled delivery is settled: it needs no watching any more. */
-  settled(held: Held): void
   /** Answers a request. Throws where the answer cannot be encoded. */
   reply(held: Held, value: unknown, error: string | null): void
 }
@@ -210,7 +208,6 @@ export class HeldDelivery implements Delivery {
     } catch (thrown) {
       return Promise.reject(thrown)
     }
-    this.host.settled(this.held)
     return new Promise((resolve, reject) => {
       const forget = turn.onFailure(reject)
       turn.afterCommit(() => {
@@ -250,48 +247,49 @@ export class ConflictGate {
 }
 
 /** Runs a handler for one message and settles with what comes of it. */
-export function runHandler(host: DeliveryHost, gate: ConflictGate, handler: Handler<never>, held: Held, running: Map<Held, HeldDelivery>, conflicts = 0): void {
+export function runHandler(host: DeliveryHost, gate: ConflictGate, handler: Handler<never>, held: Held, taker: Taker, conflicts = 0): void {
   const delivery = new HeldDelivery(host, held)
   const tx = new TxFace(host)
-  running.set(held, delivery)
+  held.delivery = delivery
+  taker.active++
   let result: unknown
   try {
     result = handler(delivery as never, tx)
   } catch (thrown) {
-    failed(host, gate, held, tx, running, thrown)
+    failed(host, gate, held, tx, taker, thrown)
     return
   }
   if (result !== null && typeof result === 'object' && typeof (result as PromiseLike<unknown>).then === 'function')
     (result as PromiseLike<unknown>).then(
-      (value) => finished(host, gate, handler, held, tx, running, value, conflicts),
-      (thrown) => failed(host, gate, held, tx, running, thrown),
+      (value) => finished(host, gate, handler, held, tx, taker, value, conflicts),
+      (thrown) => failed(host, gate, held, tx, taker, thrown),
     )
-  else finished(host, gate, handler, held, tx, running, result, conflicts)
+  else finished(host, gate, handler, held, tx, taker, result, conflicts)
 }
 
-function finished(host: DeliveryHost, gate: ConflictGate, handler: Handler<never>, held: Held, tx: TxFace, running: Map<Held, HeldDelivery>, value: unknown, conflicts: number): void {
+function finished(host: DeliveryHost, gate: ConflictGate, handler: Handler<never>, held: Held, tx: TxFace, taker: Taker, value: unknown, conflicts: number): void {
   const buffer = tx.end()
   if (buffer === null) {
-    complete(host, held, null, value, running)
+    complete(host, held, null, value, taker)
     gate.leave(held)
     return
   }
   gate.pass(held, () => {
     if (!host.turn.state.conflicts(buffer)) {
-      complete(host, held, buffer, value, running)
+      complete(host, held, buffer, value, taker)
       gate.leave(held)
       return
     }
     tx.drop()
-    running.delete(held)
+    taker.active--
     if (!host.turn.handlers.holds(held)) return
     if (conflicts + 1 >= CONFLICTS_MAX) gate.enter(held)
-    runHandler(host, gate, handler, held, running, conflicts + 1)
+    runHandler(host, gate, handler, held, taker, conflicts + 1)
   })
 }
 
-function complete(host: DeliveryHost, held: Held, buffer: TxBuffer | null, value: unknown, running: Map<Held, HeldDelivery>): void {
-  running.delete(held)
+function complete(host: DeliveryHost, held: Held, buffer: TxBuffer | null, value: unknown, taker: Taker): void {
+  taker.active--
   const { turn } = host
   if (turn.failure || !turn.handlers.holds(held)) {
     if (buffer) turn.state.end(buffer)
@@ -312,9 +310,9 @@ function complete(host: DeliveryHost, held: Held, buffer: TxBuffer | null, value
   }
 }
 
-function failed(host: DeliveryHost, gate: ConflictGate, held: Held, tx: TxFace, running: Map<Held, HeldDelivery>, thrown: unknown): void {
+function failed(host: DeliveryHost, gate: ConflictGate, held: Held, tx: TxFace, taker: Taker, thrown: unknown): void {
   tx.drop()
-  running.delete(held)
+  taker.active--
   gate.leave(held)
   const { turn } = host
   if (turn.failure || !turn.handlers.holds(held)) return

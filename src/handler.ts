@@ -3,24 +3,11 @@
  * Which message goes to which handler now, as a pure machine: concurrency, leases, pulls, and what was running when the
  * process died, which runs alone (G10).
  */
-import type { Held, LocalConsumer } from './hold.js'
+import type { Held, LocalConsumer, Taker } from './hold.js'
 import { Deque, DueHeap } from './queue.js'
-
-/** Someone who takes messages of a consumer: a handler, or one pull. */
-export interface Taker {
-  readonly consumer: LocalConsumer
-  /** How many more it takes now. */
-  room: number
-  /** A pull goes once it has something; a handler stays. */
-  readonly isPull: boolean
-  readonly leaseMs: number
-  /** Called by the shell with what was given to it. */
-  start(held: Held): void
-}
 
 export class Handlers {
   readonly #takers = new Map<LocalConsumer, Taker[]>()
-  readonly #of = new Map<Held, Taker>()
   /** Running messages in the order in which they started, by the length of their lease: the first one's end is next. */
   readonly #leases = new Map<number, Deque<Held>>()
   /** Those that asked for more time. */
@@ -65,9 +52,9 @@ export class Handlers {
     this.#isDraining = true
   }
 
-  /** What starts now, each with who takes it; `expired` is over before it started (rule P7); `alone` must have its mark durable first: then `startAlone`. */
-  next(now: number, consumers: Iterable<LocalConsumer>): { start: Array<[Held, Taker]>; expired: Held[]; alone: Held | null } {
-    const start: Array<[Held, Taker]> = []
+  /** What starts now, at its taker; `expired` is over before it started (rule P7); `alone` must have its mark durable first: then `startAlone`. */
+  next(now: number, consumers: Iterable<LocalConsumer>): { start: Held[]; expired: Held[]; alone: Held | null } {
+    const start: Held[] = []
     const expired: Held[] = []
     if (this.#isDraining) return { start, expired, alone: null }
     for (const consumer of consumers) {
@@ -78,7 +65,7 @@ export class Handlers {
     return { start, expired, alone: this.#nextAlone() }
   }
 
-  #fill(consumer: LocalConsumer, takers: Taker[], start: Array<[Held, Taker]>, expired: Held[], now: number): void {
+  #fill(consumer: LocalConsumer, takers: Taker[], start: Held[], expired: Held[], now: number): void {
     for (const taker of takers) {
       while (taker.room > 0 && consumer.readyCount > 0) {
         if (this.#suspects.length > 0 || this.#alone !== null) return
@@ -93,7 +80,7 @@ export class Handlers {
           return
         }
         this.#begin(held, taker, now)
-        start.push([held, taker])
+        start.push(held)
       }
     }
   }
@@ -126,7 +113,7 @@ export class Handlers {
     taker.room--
     held.consumer.running++
     this.#running++
-    this.#of.set(held, taker)
+    held.taker = taker
     let leases = this.#leases.get(taker.leaseMs)
     if (!leases) {
       leases = new Deque()
@@ -136,9 +123,15 @@ export class Handlers {
     if (taker.isPull) this.#measure(held.consumer)
   }
 
+  /** Who takes a message whose mark had to be durable first; null where its lease is over, or its taker has left. */
+  takerOf(held: Held): Taker | null {
+    const { taker } = held
+    return taker && this.#takers.get(held.consumer)?.includes(taker) ? taker : null
+  }
+
   /** More time. False where the lease is lost. */
   extend(held: Held, ms: number, now: number): boolean {
-    if (held.state !== 'running' || !this.#of.has(held)) return false
+    if (held.state !== 'running' || held.taker === null) return false
     held.leaseUntil = now + ms
     held.isExtended = true
     this.#extended.add(held.leaseUntil, { held, until: held.leaseUntil })
@@ -147,14 +140,14 @@ export class Handlers {
 
   /** Does it still run under its lease? */
   holds(held: Held): boolean {
-    return this.#of.has(held)
+    return held.taker !== null
   }
 
   /** Its end is decided, one way or another: the slot is free. */
   end(held: Held): void {
-    const taker = this.#of.get(held)
-    if (!taker) return
-    this.#of.delete(held)
+    const { taker } = held
+    if (taker === null) return
+    held.taker = null
     if (!taker.isPull) taker.room++
     held.consumer.running--
     this.#running--
@@ -173,7 +166,7 @@ export class Handlers {
   /** The first that still runs; what has ended is let go. */
   #firstOf(leases: Deque<Held>): Held | undefined {
     for (let first = leases.at(0); first; first = leases.at(0)) {
-      if (this.#of.has(first) && !first.isExtended) return first
+      if (first.taker !== null && !first.isExtended) return first
       leases.shift()
     }
     return undefined
@@ -184,7 +177,7 @@ export class Handlers {
     const lost: Held[] = []
     for (let lease = this.#extended.takeDue(now); lease; lease = this.#extended.takeDue(now)) {
       const { held, until } = lease
-      if (held.leaseUntil === until && this.#of.has(held)) lost.push(held)
+      if (held.leaseUntil === until && held.taker !== null) lost.push(held)
     }
     for (const leases of this.#leases.values()) {
       for (let first = this.#firstOf(leases); first && first.leaseUntil <= now; first = this.#firstOf(leases)) {
@@ -193,10 +186,5 @@ export class Handlers {
       }
     }
     return lost
-  }
-
-  /** All that runs, for a drain that has no more time. */
-  runningOnes(): Held[] {
-    return [...this.#of.keys()]
   }
 }

@@ -13,6 +13,7 @@ import { matches } from './pattern/topic.js'
 import { DueHeap } from './queue.js'
 import { Route } from './route.js'
 import type { Rules } from './rules.js'
+import { Unwritten } from './unwritten.js'
 import { DATA_FLAG, DATA_HEADER_BYTES, data, type Encoded, encodeMeta, type Meta, violation, writeData } from './transport/frame.js'
 
 const MEMORY_LINE = 0x80000000
@@ -68,7 +69,7 @@ export class Outbox {
   #topics: Route[] = []
   #topicCache = new Map<string, Route[]>()
   #active = new Set<Route>()
-  #wanted: Entry[] = []
+  readonly #wanted = new Unwritten()
   #writing: Entry[] = []
   #changes: Change[] = []
   /** Rows that nobody waits for: they ride in the next batch, or in one of their own soon. */
@@ -184,9 +185,9 @@ export class Outbox {
 
   // --- send
 
-  nextId(): { id: string; number: number } {
-    const number = ++this.#number
-    return { id: this.idOf(number), number }
+  /** A message with an identity of its own; `ownId` is the caller's, where there is one. */
+  newSent(ownId: string | null, durability: Durability): Sent {
+    return new Sent(ownId, this.#idPrefix, ++this.#number, durability)
   }
 
   /** Would a message of so many bytes pass the quota? Decided before anything leaves (rule P6). */
@@ -224,10 +225,14 @@ export class Outbox {
       lane.durableTo = lane.next
       this.#confirm(entry, 'sender', 'memory')
     } else {
-      this.#wanted.push(entry)
+      this.#wanted.add(entry, now)
+      route.unwritten++
+      route.unwrittenBytes += entry.bytes
       this.unwrittenBytes += rowBytes(entry.bytes)
+      if (isBehind || draft.commitFirst || draft.delayMs > 0) this.#wanted.hurry()
       if (isBehind) {
         entry.state = 'spilled'
+        sent.spilled++
         return
       }
     }
@@ -249,7 +254,11 @@ export class Outbox {
     } else if (delayMs > 0) {
       entry.state = 'waiting'
       this.#due.add(now + delayMs, entry)
-    } else route.enqueue(entry)
+    } else {
+      route.enqueue(entry)
+      // What follows a message that is held back does not leave soon.
+      if (entry.key?.recovering) this.#wanted.hurry()
+    }
     this.#active.add(route)
   }
 
@@ -284,21 +293,16 @@ export class Outbox {
   // --- the log
 
   /** Adds to the batch what has to be written. What was settled before its write began is never written. */
-  collect(batch: Change[]): void {
-    for (const entry of this.#wanted) {
-      if (entry.state === 'settled' || entry.state === 'expiring') {
-        entry.write = 'none'
-        this.elided++
-        this.unwrittenBytes -= rowBytes(entry.bytes)
-        continue
-      }
+  collect(batch: Change[], now: number): void {
+    for (const entry of this.#wanted.take(now)) {
+      if (entry.state === 'expiring') continue
+      this.#notUnwritten(entry)
       const value = entry.slab.subarray(entry.start, entry.end)
       batch.push({ key: rows.recordKey(entry.route.number, entry.lane.epoch, entry.sequence), value })
       entry.write = 'writing'
       this.#writing.push(entry)
       this.written++
     }
-    this.#wanted = []
     for (const [lane, peer] of this.#touching) {
       lane.touched.set(peer, 'writing')
       batch.push(rows.putEmpty(rows.touchedKey(lane.epoch, lane.route.number, peer)))
@@ -316,7 +320,25 @@ export class Outbox {
     if (batch.length > 0) for (const route of this.routes.values()) if (route.dirty) this.#collectCounters(route, batch)
   }
 
+  /** It is settled before it was written, or is being written. */
+  #notUnwritten(entry: Entry): void {
+    if (entry.write !== 'wanted') return
+    entry.write = 'none'
+    entry.route.unwritten--
+    entry.route.unwrittenBytes -= entry.bytes
+    entry.route.dirty = true
+  }
+
+  /** It ends before its write began. */
+  #elide(entry: Entry): void {
+    if (entry.write !== 'wanted') return
+    this.#notUnwritten(entry)
+    this.unwrittenBytes -= rowBytes(entry.bytes)
+    this.elided++
+  }
+
   #collectExpiry(entry: Entry, batch: Change[]): void {
+    this.#elide(entry)
     if (entry.write === 'writing' || entry.write === 'durable')
       batch.push(rows.remove(rows.recordKey(entry.route.number, entry.lane.epoch, entry.sequence)))
     batch.push(rows.put(rows.outcomeKey(entry.lane.epoch, entry.number), 'expired'))
@@ -326,13 +348,29 @@ export class Outbox {
 
   #collectCounters(route: Route, batch: Change[]): void {
     const { accepted, done, dead, expired } = route.counters
-    batch.push(rows.put(rows.countersKey(route.number), [accepted, done, dead, expired, route.pendingBytes]))
+    const { unwritten, unwrittenBytes, pendingBytes } = route
+    batch.push(rows.put(rows.countersKey(route.number), [accepted - unwritten, done, dead, expired, pendingBytes - unwrittenBytes]))
     route.dirty = false
   }
 
   /** Is there anything to write that someone waits for? Removals and counters ride along. */
-  get wantsCommit(): boolean {
-    return this.#wanted.length > 0 || this.#touching.length > 0 || this.#expiring.length > 0 || this.#changes.length > 0
+  wantsCommit(now: number): boolean {
+    return this.#touching.length > 0 || this.#expiring.length > 0 || this.#changes.length > 0 || this.#wanted.dueAt(now) <= now
+  }
+
+  /** When `wantsCommit` turns true by itself. */
+  writeDue(now: number): number {
+    return this.#wanted.dueAt(now)
+  }
+
+  /** Is nothing accepted that is neither settled nor written? */
+  get isWritten(): boolean {
+    return this.#wanted.length === 0 && this.#touching.length === 0 && this.#expiring.length === 0 && this.#changes.length === 0
+  }
+
+  /** Everything accepted so far is to be in the next batch. */
+  hurry(): void {
+    this.#wanted.hurry()
   }
 
   get hasLazy(): boolean {
@@ -457,6 +495,7 @@ export class Outbox {
 
   /** The connection is gone: what was out there is in doubt until its consumer says, or `failoverMs` is over. */
   linkDown(carrier: Carrier, now: number): void {
+    this.#wanted.hurry()
     const peer = carrier.peer
     const doubt = this.#doubt.get(peer) ?? new Set<Entry>()
     this.#doubt.set(peer, doubt)
@@ -570,8 +609,7 @@ export class Outbox {
     for (let i = 0; i < ends.length; i += 2) {
       const from = ends[i]!
       const to = Math.min(ends[i + 1]!, lane.next - 1)
-      if (to >= lane.loadedTo && mayHold) lane.finishedOnDisk.addRange(Math.max(from, lane.loadedTo), to)
-      if (to >= lane.loadedTo && mayHold && outcome === 'dead') lane.deadOnDisk.addRange(Math.max(from, lane.loadedTo), to)
+      if (to >= lane.loadedTo && mayHold) this.#settleOnDisk(lane, Math.max(from, lane.loadedTo), to, outcome)
       for (const sequence of lane.stragglers.keys()) if (sequence >= from && sequence <= to) this.#settleOne(lane, sequence, outcome, peer, mayHold)
       for (let sequence = Math.max(from, lane.base); sequence <= Math.min(to, lane.loadedTo - 1); sequence++) this.#settleOne(lane, sequence, outcome, peer, mayHold)
       for (const sequence of lane.contested.keys()) if (sequence >= from && sequence <= to) this.#contest(lane, sequence, outcome, peer)
@@ -579,6 +617,11 @@ export class Outbox {
     }
     this.#active.add(lane.route)
     this.#retire(lane)
+  }
+
+  #settleOnDisk(lane: Lane, from: number, to: number, outcome: Outcome): void {
+    lane.finishedOnDisk.addRange(from, to)
+    if (outcome === 'dead') lane.deadOnDisk.addRange(from, to)
   }
 
   /** Nobody settles what was never with it. */
@@ -632,6 +675,7 @@ export class Outbox {
     const { route } = entry
     if (entry.doubtAt !== null) this.#doubt.get(entry.doubtAt)?.delete(entry)
     entry.doubtAt = null
+    this.#wanted.hurry()
     route.takeBack(entry)
     this.#active.add(route)
     if (fields.kind === 'stale') {
@@ -656,6 +700,7 @@ export class Outbox {
     const { route, lane } = entry
     if (entry.state === 'settled') return
     const holder = entry.target?.peer ?? entry.doubtAt
+    this.#elide(entry)
     route.takeBack(entry)
     if (entry.doubtAt !== null) this.#doubt.get(entry.doubtAt)?.delete(entry)
     entry.state = 'settled'
@@ -769,7 +814,10 @@ export class Outbox {
 
   /** Hands out what may go. */
   pump(wallNow: number): void {
-    for (const route of this.#active) route.pump(wallNow, this.#wantTouch)
+    for (const route of this.#active) {
+      route.pump(wallNow, this.#wantTouch)
+      if (route.unwritten > 0 && !route.isServed(DURABILITY_RANK[this.storeClass])) this.#wanted.hurry()
+    }
     for (const route of this.#active) if (route.wantsLoad() === null) this.#active.delete(route)
   }
 
@@ -798,6 +846,8 @@ export class Outbox {
    * in memory: it is on disk only, or finished and nothing will be told.
    */
   watch(sent: Sent, space: SpaceId = sent.space ?? this.incarnation.space): boolean {
+    // What was made here and is in memory in all its routes is told of by its entries.
+    if (sent.prefix !== '' && sent.spilled === 0 && sent.unsettled > 0) return true
     let isInMemory = false
     for (const lane of this.#lanes.values()) {
       const entry = lane.space === space ? lane.findNumber(sent.number) : undefined
@@ -811,6 +861,13 @@ export class Outbox {
 
   unwatch(sent: Sent): void {
     this.#watched.delete(watchName(sent.space ?? this.incarnation.space, sent.number))
+  }
+
+  /** What is awaited, to be told of a fail-stop. */
+  *watched(): Iterable<Sent> {
+    yield* this.#watched.values()
+    yield* this.settled
+    for (const lane of this.#lanes.values()) for (const { sent } of lane.entries()) if (sent?.onSettled) yield sent
   }
 
   /** The message of a number, where someone here still holds it. */
@@ -897,7 +954,7 @@ export class Outbox {
     const lanes = [...this.#lanes.values()].filter((lane) => lane.space === space)
     const isOurs = space === this.incarnation.space ? number <= this.#number : lanes.length > 0
     const isIt = (entry: Entry): boolean => entry.number === number && entry.lane.space === space && entry.state !== 'settled'
-    const isPending = lanes.some((lane) => lane.findNumber(number)) || this.#wanted.some(isIt) || this.#writing.some(isIt)
+    const isPending = lanes.some((lane) => lane.findNumber(number)) || [...this.#wanted].some(isIt) || this.#writing.some(isIt)
     return { isOurs, isPending, onDisk: lanes.filter((lane) => lane.loadedTo < lane.next) }
   }
 
@@ -918,6 +975,7 @@ export class Outbox {
 
   /** Messages that nobody has confirmed: what a fail-stop leaves unknown. */
   *unconfirmed(): Iterable<Sent> {
+    yield* this.confirmed
     for (const entry of [...this.#wanted, ...this.#writing]) if (entry.sent && !entry.confirmed) yield entry.sent
     for (const lane of this.#lanes.values()) for (const entry of lane.entries()) if (entry.sent && !entry.confirmed) yield entry.sent
   }

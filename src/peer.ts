@@ -3,8 +3,7 @@ import type { Cancel, Clock } from './clock.js'
 import { type StoredLetter, findLetters, removeLetter, showLetter } from './deadletter.js'
 import { ConflictGate, type DeliveryHost, HeldDelivery, runHandler, TxFace } from './delivery.js'
 import { PeerpostError } from './errors.js'
-import type { Taker } from './handler.js'
-import type { ConsumerPolicy, Held, LocalConsumer } from './hold.js'
+import type { ConsumerPolicy, Held, LocalConsumer, Taker } from './hold.js'
 import type { Sent } from './lane.js'
 import type { Durability } from './log/log.js'
 import type * as api from './message.js'
@@ -42,9 +41,6 @@ export class LocalPeer implements api.Peer, DeliveryHost {
   readonly turn: Turn
   readonly #clock: Clock
   readonly #parts: Parts
-  /** What each handler has, and what was pulled and is not settled. */
-  readonly #running = new Set<Map<Held, HeldDelivery>>()
-  readonly #pulled = new Map<Held, HeldDelivery>()
   /** Ends the pulls that wait. */
   readonly #pulls = new Set<() => void>()
   readonly #gate = new ConflictGate()
@@ -59,11 +55,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     this.#parts = parts
     this.turn = parts.turn
     this.#clock = parts.clock
-    this.#running.add(this.#pulled)
-    this.turn.onLeaseLost = (held) => {
-      for (const running of this.#running) running.get(held)?.abort('The lease is over.')
-      this.#pulled.delete(held)
-    }
+    this.turn.onLeaseLost = (held) => held.delivery?.abort('The lease is over.')
     this.#sender = new Sender(parts.turn)
     this.#replies = new Replies(parts.clock, this.id)
     this.#listenForReplies()
@@ -117,14 +109,10 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     const { turn } = this
     if (sent.unconfirmed === 0 && options.until !== 'done') return Promise.resolve(new LocalReceipt(sent, turn))
     return new Promise((resolve, reject) => {
+      const tell = (_what: unknown, error: Error | null): void => (error ? reject(error) : resolve(new LocalReceipt(sent, turn)))
+      if (options.until === 'done') whenSettled(turn, sent, tell)
+      else sent.whenConfirmed(tell)
       const { signal } = options
-      if (options.until === 'done') {
-        const forget = turn.onFailure(reject)
-        whenSettled(turn, sent, () => {
-          forget()
-          resolve(new LocalReceipt(sent, turn))
-        })
-      } else onConfirmed(sent, (error) => (error ? reject(error) : resolve(new LocalReceipt(sent, turn))))
       signal?.addEventListener('abort', () => reject(unknown('The send was aborted; whether it was accepted is unknown.', signal.reason)), { once: true })
     })
   }
@@ -133,10 +121,6 @@ export class LocalPeer implements api.Peer, DeliveryHost {
 
   draftSend(kind: 'send' | 'publish', name: string, body: unknown, options: api.SendOptions | undefined): TxSend {
     return this.#sender.draftSend(kind, name, body, options)
-  }
-
-  settled(held: Held): void {
-    this.#pulled.delete(held)
   }
 
   appendSends(tx: TxBuffer): void {
@@ -218,18 +202,17 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     if (options.order !== undefined && !ORDERS.includes(options.order)) throw new PeerpostError('OPTION_INVALID', `order must be ${ORDERS.join(', ')}, not ${String(options.order)}.`)
     const policy = policyOf(options)
     const consumer = this.#consumer(kind, name, group, owner, durable, options.order ?? order, policy)
-    const running = new Map<Held, HeldDelivery>()
-    this.#running.add(running)
     const taker: Taker = {
       consumer,
       room: policy.concurrency,
       isPull: false,
       leaseMs: policy.leaseMs,
-      start: (held) => runHandler(this, this.#gate, handler, held, running),
+      active: 0,
+      start: (held) => runHandler(this, this.#gate, handler, held, taker),
     }
     this.turn.addTaker(taker)
     this.turn.addConsumer(consumer)
-    return new LocalConsumerHandle(this.turn, taker, durable || kind !== 'topic', running, () => this.#running.delete(running))
+    return new LocalConsumerHandle(this.turn, taker, durable || kind !== 'topic')
   }
 
   #consumer(kind: api.DestinationKind, name: string, group: string, owner: string, durable: boolean, order: 'key' | 'strict' | 'none', policy: ConsumerPolicy): LocalConsumer {
@@ -246,7 +229,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
       this.#replies.arrived(held.meta?.r?.[1], held.body)
       this.turn.settleDone(held, [])
     }
-    this.turn.addTaker({ consumer, room: policy.concurrency, isPull: false, leaseMs: LIMITS.leaseMs, start })
+    this.turn.addTaker({ consumer, room: policy.concurrency, isPull: false, leaseMs: LIMITS.leaseMs, active: 0, start })
     this.turn.addConsumer(consumer)
   }
 
@@ -283,10 +266,11 @@ export class LocalPeer implements api.Peer, DeliveryHost {
         room: max,
         isPull: true,
         leaseMs: options.leaseMs ?? LIMITS.leaseMs,
+        active: 0,
         start: (held) => {
           const delivery = new HeldDelivery(this, held)
           deliveries.push(delivery)
-          this.#pulled.set(held, delivery)
+          held.delivery = delivery
           // What comes with the first one in this turn goes along.
           if (deliveries.length === 1) this.#clock.defer(finish)
         },
@@ -319,9 +303,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
 
   /** A delivery that a puller never saw goes back, uncharged. For programs that hand deliveries on. */
   unsee(delivery: api.Delivery): void {
-    const { held } = delivery as HeldDelivery
-    this.#pulled.delete(held)
-    this.turn.settleUnseen(held)
+    this.turn.settleUnseen((delivery as HeldDelivery).held)
   }
 
   // --- dead letters
@@ -426,7 +408,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
       this.turn.schedule()
       await new Promise<void>((resolve) => this.#clock.timer(2, resolve))
     }
-    for (const running of this.#running) for (const delivery of running.values()) delivery.abort('The peer closes.')
+    for (const { delivery } of this.turn.runningOnes()) delivery?.abort('The peer closes.')
     this.#replies.close()
     this.turn.close()
     await this.#parts.release()
@@ -445,32 +427,40 @@ export class LocalPeer implements api.Peer, DeliveryHost {
 
 /** What `send` resolves to. */
 class LocalReceipt implements api.Receipt {
-  readonly id: string
   readonly durability: Durability
   readonly at: 'sender' | 'consumer'
   readonly #sent: Sent
   readonly #turn: Turn
 
   constructor(sent: Sent, turn: Turn) {
-    this.id = sent.id
     this.durability = sent.reached
     this.at = sent.at
     this.#sent = sent
     this.#turn = turn
   }
 
+  get id(): string {
+    return this.#sent.id
+  }
+
   get done(): Promise<api.Outcome> {
-    return new Promise((resolve) => whenSettled(this.#turn, this.#sent, resolve))
+    // After a fail-stop it stays open: what became of the message is not known.
+    return new Promise((resolve) => whenSettled(this.#turn, this.#sent, (outcome) => outcome && resolve(outcome)))
+  }
+
+  /** What a person or a log sees of it. */
+  toJSON(): object {
+    const { id, durability, at } = this
+    return { id, durability, at }
   }
 }
 
-function whenSettled(turn: Turn, sent: Sent, tell: (outcome: api.Outcome) => void): void {
+function whenSettled(turn: Turn, sent: Sent, tell: (outcome: api.Outcome | null, error: Error | null) => void): void {
   if (sent.outcome !== null && sent.unsettled === 0) {
-    tell(sent.outcome)
+    tell(sent.outcome, null)
     return
   }
-  sent.onSettled ??= []
-  sent.onSettled.push(tell)
+  sent.whenSettled(tell)
   const { outbox } = turn.store
   if (outbox.watch(sent)) return
   // It is on disk only, or finished: the log knows.
@@ -479,15 +469,7 @@ function whenSettled(turn: Turn, sent: Sent, tell: (outcome: api.Outcome) => voi
   outbox.unwatch(sent)
   sent.unsettled = 0
   sent.outcome = outcome === 'dead' || outcome === 'expired' ? outcome : 'done'
-  for (const listener of sent.onSettled.splice(0)) listener(sent.outcome)
-}
-
-function onConfirmed(sent: Sent, tell: (error: Error | null) => void): void {
-  const before = sent.onConfirmed
-  sent.onConfirmed = (_sent, error) => {
-    before?.(sent, error)
-    tell(error)
-  }
+  sent.onSettled?.(sent.outcome, null)
 }
 
 const unknown = (sentence: string, cause?: unknown): PeerpostError => new PeerpostError('UNKNOWN', sentence, cause)
@@ -509,8 +491,6 @@ class LocalConsumerHandle implements api.Consumer {
     readonly turn: Turn,
     readonly taker: Taker,
     readonly isKept: boolean,
-    readonly running: ReadonlyMap<Held, unknown>,
-    readonly onClosed: () => void,
   ) {}
 
   close(): Promise<void> {
@@ -527,8 +507,7 @@ class LocalConsumerHandle implements api.Consumer {
     this.taker.room = Number.NEGATIVE_INFINITY
     this.turn.removeTaker(this.taker, forget)
     const { clock } = this.turn.options
-    while (this.running.size > 0 && this.turn.failure === null) await new Promise<void>((resolve) => clock.timer(2, resolve))
-    this.onClosed()
+    while (this.taker.active > 0 && this.turn.failure === null) await new Promise<void>((resolve) => clock.timer(2, resolve))
   }
 
   [Symbol.asyncDispose](): Promise<void> {

@@ -37,6 +37,9 @@ export class Route {
   /** Of the memory line: counted, not kept. */
   readonly memoryCounters: Counters = { accepted: 0, done: 0, dead: 0, expired: 0 }
   pendingBytes = 0
+  /** Accepted and neither settled nor given to the log: the counters in the log do not have it. */
+  unwritten = 0
+  unwrittenBytes = 0
   inMemory = 0
   inMemoryBytes = 0
   inFlight = 0
@@ -62,6 +65,13 @@ export class Route {
     const { accepted, done, dead, expired } = this.counters
     const memory = this.memoryCounters
     return accepted - done - dead - expired + memory.accepted - memory.done - memory.dead - memory.expired
+  }
+
+  /** Is there a consumer, with a store of this class, that takes messages now? */
+  isServed(rank: number): boolean {
+    if (this.isFenced) return false
+    for (const consumer of this.consumers) if (consumer.rank >= rank && consumer.carrier.isOpen && (consumer.messages > 0 || consumer.out > 0)) return true
+    return false
   }
 
   /** Does a new message have to queue behind what is only on disk? */

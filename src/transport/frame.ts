@@ -225,7 +225,7 @@ export class PacketWriter {
     frames.copy(this.#slab, at - 4)
   }
 
-  /** A slice of a body that is too large for one frame. */
+  /** Reserved, not sent yet: a slice of a body that is too large for one frame. */
   part(lane: number, sequence: number, offset: number, bytes: Buffer): void {
     const at = this.#open(19 + bytes.length)
     this.#slab[at] = FRAME.part

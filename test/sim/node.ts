@@ -92,6 +92,11 @@ class CoreNode implements SimNode {
   }
 
   #heard<Name extends keyof PeerEvents>(event: Name, args: PeerEvents[Name]): void {
+    // No simulated peer lies: a frame that another one refuses is a fault of ours.
+    if (event === 'warning') {
+      const { code, message } = args[0] as PeerEvents['warning'][0]
+      if (code === 'PROTOCOL_VIOLATION') throw new Error(`${this.#seat.name}: ${message}`)
+    }
     if (event === 'failed') this.#seat.failed((args[0] as Error).message)
     if (event === 'stateLoss') {
       const loss = args[0] as PeerEvents['stateLoss'][0]
@@ -108,7 +113,7 @@ class CoreNode implements SimNode {
     for (const queue of node.consumes) {
       const policy = { concurrency: node.concurrency, leaseMs: options.leaseMs, maxAttempts: options.maxAttempts, backoff: { firstMs: 100, maxMs: 2000 } }
       const consumer = turn.store.inbox.addConsumer('queue', queue, '', '', false, 'key', policy)
-      turn.addTaker({ consumer, room: node.concurrency, isPull: false, leaseMs: options.leaseMs, start: (held) => this.#run(turn, held) })
+      turn.addTaker({ consumer, room: node.concurrency, isPull: false, leaseMs: options.leaseMs, active: 0, start: (held) => this.#run(turn, held) })
       turn.addConsumer(consumer)
     }
   }
@@ -186,15 +191,9 @@ class CoreNode implements SimNode {
       if (error) done({ kind: 'error', code: 'UNKNOWN', unknown: this.#rules.unknownIsUnknown })
       else done({ kind: 'ok', class: of.reached, at: of.at })
     }
-    const before = sent.onConfirmed
     if (sent.unconfirmed === 0) this.#seat.clock.defer(() => answer(sent, null))
-    else
-      sent.onConfirmed = (of, error) => {
-        before?.(of, error)
-        answer(of, error)
-      }
-    sent.onSettled ??= []
-    sent.onSettled.push((outcome) => this.#seat.outcome(value, outcome))
+    else sent.whenConfirmed(answer)
+    sent.whenSettled((outcome) => outcome && this.#seat.outcome(value, outcome))
     this.#turn!.store.outbox.watch(sent)
   }
 
