@@ -246,7 +246,7 @@ export class PacketWriter {
 
   /** Reserved, not sent yet: a slice of a body that is too large for one frame. */
   part(lane: number, sequence: number, offset: number, bytes: Buffer): void {
-    const at = this.#open(19 + bytes.length)
+    const at = this.#open(17 + bytes.length)
     this.#slab[at] = FRAME.part
     this.#slab.writeUInt32BE(lane, at + 1)
     this.#slab.writeUIntBE(sequence, at + 5, 6)
