@@ -61,6 +61,9 @@ export class TxFace implements Transaction {
   }
 
   range<Value>(from: string, to: string, limit = 1000): Array<{ key: string; value: Value }> {
+    for (const end of [from, to])
+      if (typeof end !== 'string' || Buffer.byteLength(end) > STATE_KEY_BYTES) throw new PeerpostError('KEY_INVALID', `The ends of a range must be strings of at most ${STATE_KEY_BYTES} bytes.`)
+    checkInteger('limit', limit, 1, RANGE_MAX)
     return this.host.turn.state.range(this.#use(), from, to, limit) as Array<{ key: string; value: Value }>
   }
 
@@ -90,11 +93,13 @@ export class TxFace implements Transaction {
   }
 }
 
+const STATE_KEY_BYTES = 500
+const RANGE_MAX = 1_000_000
 /** A value lies in one row of the log. */
 const STATE_BYTES = LIMITS.frameBytes - 1024
 
 function checkStateKey(key: string): string {
-  if (typeof key !== 'string' || key === '' || Buffer.byteLength(key) > 500)
+  if (typeof key !== 'string' || key === '' || Buffer.byteLength(key) > STATE_KEY_BYTES)
     throw new PeerpostError('KEY_INVALID', 'A state key must be a string of 1 to 500 bytes.')
   return key
 }
@@ -177,12 +182,18 @@ export class HeldDelivery implements Delivery {
     return this.#settle(() => {
       checkOptions('nack', options, ['delayMs', 'reason'])
       if (options.delayMs !== undefined) checkInteger('delayMs', options.delayMs, 0, DELAY_MAX_MS)
-      return this.host.turn.settleFailed(this.held, String(options.reason ?? 'NACK'), options.delayMs)
+      return settleThrown(this.host, this.held, String(options.reason ?? 'NACK'), options.delayMs)
     })
   }
 
   reject(reason: string): Promise<void> {
-    return this.#settle(() => this.host.turn.settleRejected(this.held, String(reason || 'REJECTED')))
+    return this.#settle(() => {
+      const told = String(reason || 'REJECTED')
+      if (this.kind !== 'request') return this.host.turn.settleRejected(this.held, told)
+      // Whoever asked is told; there is nothing left to keep.
+      this.host.reply(this.held, null, told.slice(0, REASON_CHARACTERS))
+      return this.host.turn.settleDone(this.held, [])
+    })
   }
 
   #settle(settle: () => boolean): Promise<void> {
@@ -288,6 +299,7 @@ function complete(host: DeliveryHost, held: Held, buffer: TxBuffer | null, value
     if (held.consumer.kind === 'request') host.reply(held, buffer?.reply ? buffer.reply.body : value, null)
     let changes: Change[] = []
     if (buffer) {
+      if (buffer.bytes > 0) turn.checkRoom(buffer.bytes)
       host.appendSends(buffer)
       changes = turn.state.apply(buffer)
     }
@@ -307,12 +319,11 @@ function failed(host: DeliveryHost, gate: ConflictGate, held: Held, tx: TxFace, 
   settleThrown(host, held, thrown)
 }
 
-/** Again, or the end; whoever asked hears of the last failure. */
-function settleThrown(host: DeliveryHost, held: Held, thrown: unknown): void {
+/** Again, or the end; whoever asked hears of the last failure. False where the lease is lost. */
+function settleThrown(host: DeliveryHost, held: Held, thrown: unknown, delayMs?: number): boolean {
   const { turn } = host
   const reason = reasonOf(thrown).slice(0, REASON_CHARACTERS)
-  if (held.consumer.kind === 'request' && held.attempts + 1 >= held.consumer.policy.maxAttempts) {
-    host.reply(held, null, reason)
-    turn.settleDone(held, [])
-  } else turn.settleFailed(held, reason, undefined)
+  if (held.consumer.kind !== 'request' || held.attempts + 1 < held.consumer.policy.maxAttempts) return turn.settleFailed(held, reason, delayMs)
+  host.reply(held, null, reason)
+  return turn.settleDone(held, [])
 }

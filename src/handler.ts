@@ -123,6 +123,12 @@ export class Handlers {
     if (taker.isPull) this.#measure(held.consumer)
   }
 
+  /** Who takes a message whose mark had to be durable first; null where its lease is over, or its taker has left. */
+  takerOf(held: Held): Taker | null {
+    const { taker } = held
+    return taker && this.#takers.get(held.consumer)?.includes(taker) ? taker : null
+  }
+
   /** More time. False where the lease is lost. */
   extend(held: Held, ms: number, now: number): boolean {
     if (held.state !== 'running' || held.taker === null) return false

@@ -110,8 +110,10 @@ export class Held {
   /** Deliveries that count, before this one. */
   attempts: number
   history: readonly Attempt[] = []
-  /** A start mark is in the log. */
+  /** A row of its attempts is in the log. */
   marked = false
+  /** That row says that this delivery was started. */
+  startMarked = false
   /** Started before a crash: runs alone (G10). */
   suspect = false
   startedAt = 0

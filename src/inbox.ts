@@ -398,7 +398,7 @@ export class Inbox {
 
   /** The answer to what RESUME asks of one lane. */
   answer(peer: PeerId, space: SpaceId, route: number, from: number, to: number): { done: number[]; dead: number[]; expired: number[]; running: number[] } {
-    if (this.#tombstones.has(space)) return { done: [from, to], dead: [], expired: [], running: [] }
+    if (this.#tombstones.has(space)) return { done: to >= from ? [from, to] : [], dead: [], expired: [], running: [] }
     const lane = this.lanes.get(laneName(space, route))
     if (!lane || lane.peer !== peer) return { done: [], dead: [], expired: [], running: [] }
     const running: number[] = []
@@ -458,9 +458,15 @@ export class Inbox {
       lane.attempts.set(sequence, { ...row, dueAt: now + remainingMs(row, now, wallNow) })
       return
     }
-    const attempt = row.attempts + 1
-    const history = [...row.history, { attempt, at: wallNow, peer: self, durationMs: 0, reason: 'CRASHED' }]
-    const charged: rows.AttemptRow = { attempts: attempt, history, retryAt: 0, delayMs: 0, started: 'shared' }
+    const history = [...row.history]
+    let attempts = row.attempts
+    const charge = (): void => {
+      history.push({ attempt: ++attempts, at: wallNow, peer: self, durationMs: 0, reason: 'CRASHED' })
+    }
+    charge()
+    // It ran alone because it had been running at a crash before: that one was its own doing as well.
+    if (!row.history.some(({ reason }) => reason === 'CRASHED')) charge()
+    const charged: rows.AttemptRow = { attempts, history, retryAt: 0, delayMs: 0, started: 'shared' }
     lane.attempts.set(sequence, charged)
     this.#changes.push(rows.put(rows.attemptKey(space, route, sequence), charged))
   }

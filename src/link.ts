@@ -31,7 +31,7 @@ export interface Hello {
   readonly storeId: string
   readonly epoch: number
   readonly space: SpaceId
-  /** Counts this incarnation's connections; decides between two of one dialer. */
+  /** Counts this incarnation's connections, from 1. It is told, and nothing is judged by it yet. */
   readonly counter: number
   readonly name: string
   readonly durability: Durability

@@ -41,6 +41,8 @@ export interface LinkEvents {
 
 /** What the other side did wrong ends its connection; anything else is a fault of this side. */
 const LINK_CODES: readonly string[] = ['PROTOCOL_VIOLATION', 'PROTOCOL_VERSION', 'PEER_REFUSED']
+/** The codes after which dialing again changes nothing by itself. */
+const REFUSALS = /^(PEER_REFUSED|PROTOCOL_VERSION|PROTOCOL_VIOLATION|FENCED|DUPLICATE_IDENTITY|ENDPOINT_INVALID|INSECURE_ENDPOINT)\b/
 /** Packets that may wait until this side is ready for them. */
 const EARLY_PACKETS = 256
 
@@ -97,7 +99,7 @@ export class Links {
       (error) => {
         isOver = true
         target.cancel = null
-        this.#failed(target, error.message)
+        this.#failed(target, error instanceof PeerpostError ? `${error.code}: ${error.message}` : error.message)
       },
     )
     if (!isOver) target.cancel = cancel
@@ -149,7 +151,7 @@ export class Links {
     const now = this.clock.now()
     if (link.state === 'up' && !link.isSelf && now - link.lastHeard >= this.limits.deadAfterMs) {
       // This process slept: the other side has given the connection up, and what it sent before may run elsewhere.
-      this.#lower(link)
+      this.#lower(link, 'silent for too long')
       link.connection.destroy('silent for too long')
       return
     }
@@ -258,33 +260,36 @@ export class Links {
     if (!this.#open.has(link) || link.state !== 'welcome') return
     const old = this.up.get(link.peer)
     if (old && old !== link) {
-      this.#lower(old)
+      this.#lower(old, null)
       this.bye(old, 'SUPERSEDED', 'a newer connection of these two peers is in use')
     }
     link.state = 'up'
     link.handshake = null
     this.up.set(link.peer, link)
+    const target = [...this.#targets.values()].find((candidate) => candidate.link === link)
+    if (target) target.reason = ''
     this.events.up(link)
     this.events.changed(this.#statusOf(link.peer, link))
     this.flush(link)
     for (const packet of link.early.splice(0)) this.#packet(link, packet)
   }
 
-  #lower(link: LinkConnection): void {
+  /** A link is up no more; with a reason, that is told. */
+  #lower(link: LinkConnection, reason: string | null): void {
     if (link.state !== 'up' || link.isLowered) return
     link.isLowered = true
     if (this.rules.ignoreOldConnections) link.state = 'down'
     link.isResumed = false
     if (this.up.get(link.peer) === link) this.up.delete(link.peer)
     this.events.down(link)
+    if (reason !== null) this.events.changed({ ...this.#statusOf(link.peer, null), reason })
   }
 
   #closed(link: LinkConnection, target: Target | null, reason: string): void {
     if (!this.#open.delete(link)) return
     const wasUp = link.state === 'up'
-    this.#lower(link)
+    this.#lower(link, reason)
     link.state = 'down'
-    if (wasUp) this.events.changed({ ...this.#statusOf(link.peer, null), reason })
     if (!target) return
     if (target.link === link) target.link = null
     this.#failed(target, target.reason && !wasUp ? target.reason : reason)
@@ -327,7 +332,7 @@ export class Links {
     this.events.refused(code, thrown.message)
     const target = [...this.#targets.values()].find((candidate) => candidate.link === link)
     if (target) target.reason = `${code}: ${reasonOf(thrown)}`
-    this.#lower(link)
+    this.#lower(link, thrown.message)
     // A stranger learns the code and nothing of what is inside.
     this.bye(link, code, link.hello ? thrown.message : 'refused')
   }
@@ -354,7 +359,7 @@ export class Links {
       }
       const what = heartbeat(link, now, this.limits.heartbeatMs, this.limits.deadAfterMs)
       if (what === 'dead') {
-        this.#lower(link)
+        this.#lower(link, 'silent for too long')
         link.connection.destroy('silent for too long')
       } else if (what === 'ping') {
         link.pingSentAt = now
@@ -380,7 +385,7 @@ export class Links {
     for (const [peer, link] of this.up) if (!link.isSelf) found.push(this.#statusOf(peer, link))
     for (const target of this.#targets.values()) {
       if (target.link?.state === 'up') continue
-      const state = /REFUSED|PROTOCOL|FENCED|DUPLICATE/.test(target.reason) ? 'refused' : 'connecting'
+      const state = REFUSALS.test(target.reason) ? 'refused' : 'connecting'
       found.push({ id: (target.pinned ?? '') as PeerId, name: '', state, endpoint: target.endpoint, roundTripMs: undefined, reason: target.reason || undefined })
     }
     return found
@@ -400,7 +405,7 @@ export class Links {
       target.cancel = target.timer = null
     }
     for (const link of [...this.#open]) {
-      if (link.isSelf) this.#lower(link)
+      if (link.isSelf) this.#lower(link, null)
       else if (code !== null) this.bye(link, code, 'the peer closes')
       else link.connection.destroy('the peer stops')
     }
@@ -412,7 +417,7 @@ export class Links {
     this.#isPaused = true
     for (const link of [...this.#open]) {
       if (link.isSelf) {
-        this.#lower(link)
+        this.#lower(link, null)
         this.#open.delete(link)
       } else link.connection.destroy('a new incarnation begins')
     }

@@ -73,7 +73,7 @@ export interface Transaction {
 export type Handler<Body = unknown, Result = unknown> = (message: Message<Body>, tx: Transaction) => Result | Promise<Result>
 
 export interface SendOptions {
-  /** Idempotency key of the caller: within 24 h or a million ids, a repeat gives the first one's receipt. */
+  /** Idempotency key of the caller: within 24 h of the peer running, or a million ids, a repeat gives the first one's receipt. */
   readonly id?: string
   /** Messages of one sender and key run one at a time, in send order. */
   readonly key?: string
@@ -82,7 +82,7 @@ export interface SendOptions {
   readonly at?: Date | number
   /** Expires when no consumer started it within this time. */
   readonly ttlMs?: number
-  /** 0 to 9, 4 unless given. */
+  /** 0 to 9, 4 unless given. The consumer is told; it does not change the order of delivery yet. */
   readonly priority?: number
   readonly headers?: Headers
   /** Lower than the class of the store; never higher. */

@@ -49,6 +49,7 @@ export async function openPeer(options: PeerOptions = {}): Promise<Peer> {
       rules: ALL_RULES,
       emit: (event, ...args) => emit(listeners, event, args),
     })
+    undo.push(async () => turn.kill())
     store.onFailure = (reason) => turn.fail(new PeerpostError('FAILED', `The store failed: ${reason}`))
     await new Promise<void>((resolve, reject) => turn.open((error) => (error ? reject(error) : resolve())))
     const endpoints = await listenAll(options.listen ?? [], transports, turn)

@@ -145,16 +145,30 @@ export class Outbox {
     return found
   }
 
-  /** Forgets a subscription and expires what it has not had. */
+  /** Ends a subscription: what it has not had expires, on disk too, and what is out when it comes back. */
   dropRoute(route: Route, now: number): void {
+    const { kind, name, group, owner, durable } = route
+    route.isDropped = true
     this.#topics = this.#topics.filter((other) => other !== route)
     this.#topicCache.clear()
-    this.#byName.delete(routeName(route.kind, route.name, route.group, route.owner))
+    this.#byName.delete(routeName(kind, name, group, owner))
+    const row: rows.RouteRow = { kind, name, group, owner, durable, dropped: true }
+    this.#changes.push(rows.put(rows.routeKey(route.number), row))
     for (const lane of route.lanes) {
-      for (const entry of [...lane.entries()]) if (entry.state !== 'out' && entry.state !== 'doubt') this.#expire(entry, now)
+      for (const entry of [...lane.entries()]) if (entry.state !== 'out' && entry.state !== 'doubt' && entry.state !== 'uncommitted') this.#expire(entry, now)
     }
-    if (route.pending === 0) this.#changes.push(rows.remove(rows.routeKey(route.number)), rows.remove(rows.countersKey(route.number)))
-    if (route.pending === 0) this.routes.delete(route.number)
+    this.#active.add(route)
+    this.#leaveDropped(route)
+  }
+
+  /** The last message of a dropped route is settled. */
+  #leaveDropped(route: Route): void {
+    if (!route.isDropped || route.pending > 0) return
+    this.#changes.push(rows.remove(rows.routeKey(route.number)), rows.remove(rows.countersKey(route.number)))
+    route.dirty = false
+    this.routes.delete(route.number)
+    this.#active.delete(route)
+    for (const lane of route.lanes) this.#lanes.delete(laneName(lane.space, lane.number))
   }
 
   #lane(route: Route, isMemory: boolean): Lane {
@@ -396,7 +410,9 @@ export class Outbox {
       entry.route.unhold(entry)
       this.#due.add(now + delay, entry)
       if (entry.key) entry.route.advanceKey(entry.key)
-    } else entry.route.release(entry)
+    } else if (entry.key === null) entry.route.enqueue(entry)
+    else entry.route.release(entry)
+    if (entry.route.isDropped) this.#expire(entry, now)
   }
 
   /** The lane whose records should be read next, and from where. */
@@ -432,9 +448,11 @@ export class Outbox {
       lane.nacked.delete(sequence)
       // A retry keeps its key waiting; a delay that its sender asked for does not.
       if (nacked && entry.state === 'waiting') lane.route.hold(entry)
+      if (lane.route.isDropped) this.#expire(entry, now)
     }
     lane.loadedTo = Math.max(lane.loadedTo, to)
     this.#retire(lane)
+    this.#leaveDropped(lane.route)
   }
 
   /** A record that never came to memory is finished. */
@@ -558,7 +576,7 @@ export class Outbox {
     if (entry.doubtAt !== null) this.#doubt.get(entry.doubtAt)?.delete(entry)
     entry.doubtAt = null
     entry.redelivered = true
-    if (entry.expiresAt <= now) this.#expire(entry, now)
+    if (entry.expiresAt <= now || entry.route.isDropped) this.#expire(entry, now)
     else entry.route.release(entry)
     this.#active.add(entry.route)
   }
@@ -589,6 +607,7 @@ export class Outbox {
     this.#settleRanges(lane, this.rules.exactAcks ? ends : [1, ends[ends.length - 1]!], outcome, peer)
   }
 
+  /** Settles ranges of a lane, of what was with this peer. */
   #settleRanges(lane: Lane, ends: readonly number[], outcome: Outcome, peer: PeerId): void {
     // Who had what of an older space was with its process: any consumer that was given some may tell.
     const mayHold = lane.isOld && (lane.touched.has(peer) || !this.rules.touchFirst)
@@ -673,7 +692,7 @@ export class Outbox {
       entry.attempts = Math.max(entry.attempts, fields.attempts)
       entry.history = fields.history
     }
-    if (entry.expiresAt <= now) this.#expire(entry, now)
+    if (entry.expiresAt <= now || route.isDropped) this.#expire(entry, now)
     else if (fields.delayMs > 0) {
       entry.state = 'waiting'
       route.hold(entry)
@@ -719,6 +738,7 @@ export class Outbox {
     this.#active.add(route)
     if (entry.sent) this.#tell(entry, entry.sent, outcome)
     this.#retire(lane)
+    this.#leaveDropped(route)
   }
 
   #forgetBytes(entry: Entry): void {
@@ -795,7 +815,7 @@ export class Outbox {
   sweep(now: number, ephemeralIdleMs: number): Route[] {
     const idle: Route[] = []
     for (const route of [...this.routes.values()]) {
-      if (route.kind !== 'topic' && route.kind !== 'reply') continue
+      if (route.isDropped || (route.kind !== 'topic' && route.kind !== 'reply')) continue
       const idleMs = route.durable ? this.limits.maxIdleMs : ephemeralIdleMs
       if (route.consumers.length > 0 || now - route.idleSince < idleMs) continue
       if (route.pending > 0) idle.push(route)
@@ -898,10 +918,18 @@ export class Outbox {
     const route = this.#register(number, row.kind, row.name, row.group, row.owner, row.durable)
     this.#routeNumber = Math.max(this.#routeNumber, number)
     route.idleSince = now
+    if (row.dropped) this.#restoreDropped(route)
     const [accepted, done, dead, expired, bytes] = counters ?? [0, 0, 0, 0, 0]
     Object.assign(route.counters, { accepted, done, dead, expired })
     route.pendingBytes = bytes!
     this.pendingBytes += bytes! + (accepted! - done! - dead! - expired!) * RECORD_OVERHEAD
+  }
+
+  #restoreDropped(route: Route): void {
+    route.isDropped = true
+    this.#topics = this.#topics.filter((other) => other !== route)
+    this.#byName.delete(routeName(route.kind, route.name, route.group, route.owner))
+    this.#active.add(route)
   }
 
   /** A lane of an older space, with its first and last record; `touched` may hold some of it (rule P1). */
@@ -936,7 +964,7 @@ export class Outbox {
   /** Lanes of a space, and whether a message number of it is among what is in memory and unsettled. */
   whereIs(space: string, number: number): { isOurs: boolean; isPending: boolean; onDisk: Lane[] } {
     const lanes = [...this.#lanes.values()].filter((lane) => lane.space === space)
-    const isOurs = lanes.length > 0 || (space === this.incarnation.space && number <= this.#number)
+    const isOurs = space === this.incarnation.space ? number <= this.#number : lanes.length > 0
     const isIt = (entry: Entry): boolean => entry.number === number && entry.lane.space === space && entry.state !== 'settled'
     const isPending = lanes.some((lane) => lane.findNumber(number)) || [...this.#wanted].some(isIt) || this.#writing.some(isIt)
     return { isOurs, isPending, onDisk: lanes.filter((lane) => lane.loadedTo < lane.next) }

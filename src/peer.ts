@@ -154,6 +154,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
             resolve(false)
             return
           }
+          if (buffer.bytes > 0) this.turn.checkRoom(buffer.bytes)
           this.#sender.appendAll(buffer)
           const forget = this.turn.onFailure(reject)
           this.turn.commit(this.turn.state.apply(buffer), () => {
@@ -313,6 +314,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
   async redrive(options: api.DeadLetterFilter & { ratePerSecond?: number; dryRun?: boolean } = {}): Promise<{ moved: number }> {
     this.#checkOpen()
     checkOptions('redrive', options, ['queue', 'topic', 'ids', 'ratePerSecond', 'dryRun'])
+    if (options.ratePerSecond !== undefined && !(options.ratePerSecond > 0)) throw new PeerpostError('OPTION_INVALID', 'ratePerSecond must be above 0.')
     let moved = 0
     for (const letter of findLetters(this.turn.options.log, options)) {
       if (options.dryRun !== true) {

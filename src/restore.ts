@@ -22,6 +22,8 @@ export interface Opened {
   space: SpaceId
   readonly lineage: rows.LineageEntry[]
   readonly commit: number
+  /** Milliseconds for which the store had been open before. */
+  readonly openMs: number
   readonly peers: Map<PeerId, rows.PeerRow>
   readonly stateLosses: StateLoss[]
 }
@@ -41,7 +43,7 @@ export interface OpenFacts {
 /** Begins a new incarnation; `done` gets the machines once it is durable. Throws STORE_DAMAGED. */
 export function openStore(facts: OpenFacts, done: (opened: Opened | null, error: Error | null) => void): void {
   const { log, clock, rules } = facts
-  const commit = readCommit(log)
+  const [commit, openMs] = readCommit(log)
   const lineage = rows.read<rows.LineageEntry[]>(log.get(rows.LINEAGE_KEY) ?? EMPTY_LIST)
   const last = lineage[lineage.length - 1]
   if (last && last.last === null) last.last = commit
@@ -49,14 +51,14 @@ export function openStore(facts: OpenFacts, done: (opened: Opened | null, error:
   const space = (rules.freshSpace || !last ? clock.randomBytes(16).toString('hex') : last.space) as SpaceId
   lineage.push({ epoch, space, last: null })
   const kept = lineage.slice(-LINEAGE_MAX)
-  const batch = [rows.put(rows.LINEAGE_KEY, kept), rows.put(rows.COMMIT_KEY, commit + 1)]
+  const batch = [rows.put(rows.LINEAGE_KEY, kept), rows.put(rows.COMMIT_KEY, [commit + 1, openMs])]
   const { commitTimeoutMs } = facts.limits
   const stopTimer = clock.timer(commitTimeoutMs, () => done(null, new PeerpostError('FAILED', `The store did not answer within ${commitTimeoutMs} ms. Check the disk, then start again.`)))
-  if (!rules.incarnationFirst) clock.defer(() => done(fill(facts, epoch, space, kept, commit + 1), null))
+  if (!rules.incarnationFirst) clock.defer(() => done(fill(facts, epoch, space, kept, commit + 1, openMs), null))
   log.commit(batch, (result) => {
     stopTimer()
     if (!rules.incarnationFirst) return
-    if (result.kind === 'ok') done(fill(facts, epoch, space, kept, commit + 1), null)
+    if (result.kind === 'ok') done(fill(facts, epoch, space, kept, commit + 1, openMs), null)
     else if (result.kind === 'full') done(null, new PeerpostError('FULL', `The store cannot be opened: no room (${result.reason}). Free some disk space.`))
     else done(null, new PeerpostError('FAILED', `The store cannot be written: ${result.reason}. Check the disk, then start again.`))
   })
@@ -64,12 +66,12 @@ export function openStore(facts: OpenFacts, done: (opened: Opened | null, error:
 
 const EMPTY_LIST = rows.put(rows.COMMIT_KEY, []).value!
 
-function readCommit(log: Log): number {
+function readCommit(log: Log): [commit: number, openMs: number] {
   const row = log.get(rows.COMMIT_KEY)
-  return row === undefined ? 0 : rows.read<number>(row)
+  return row === undefined ? [0, 0] : rows.read<[number, number]>(row)
 }
 
-function fill(facts: OpenFacts, epoch: number, space: SpaceId, lineage: rows.LineageEntry[], commit: number): Opened {
+function fill(facts: OpenFacts, epoch: number, space: SpaceId, lineage: rows.LineageEntry[], commit: number, openMs: number): Opened {
   const { log, limits, rules, self, durability } = facts
   const outbox = new Outbox({ epoch, space }, durability, limits, rules)
   const inbox = new Inbox(limits, rules)
@@ -84,7 +86,7 @@ function fill(facts: OpenFacts, epoch: number, space: SpaceId, lineage: rows.Lin
   })
   const stateLosses: StateLoss[] = []
   each(log, 'stateLoss', (_key, value) => stateLosses.push(rows.read<StateLoss>(value)))
-  return { outbox, inbox, settle, epoch, space, lineage, commit, peers, stateLosses }
+  return { outbox, inbox, settle, epoch, space, lineage, commit, openMs, peers, stateLosses }
 }
 
 function each(log: Log, table: Parameters<typeof rows.tableRange>[0], visit: (key: Buffer, value: Buffer) => void): void {

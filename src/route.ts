@@ -46,6 +46,8 @@ export class Route {
   /** When its last consumer left, for what may not wait for ever. */
   idleSince = 0
   dirty = false
+  /** Nobody subscribes any more: what is left of it expires as it comes back, and then it goes. */
+  isDropped = false
 
   constructor(
     readonly number: number,

@@ -1,6 +1,6 @@
 /**
  * The rules of the protocol that are not obvious, each as a switch. Production code runs with all of them on; the
- * simulator turns one off at a time and must then find a broken guarantee. ARCHITECTURE.md gives each its reason.
+ * simulator turns one off at a time and must then find a broken guarantee. docs/PROTOCOL.md gives each its reason.
  */
 export interface Rules {
   /** P1: before a space's first frame to a consumer, a row (space, route, consumer) is durable. */

@@ -138,10 +138,10 @@ export class Sender {
   #knownId(kind: api.DestinationKind, name: string, id: string): Sent | null {
     const known = this.#ids.get(`${kind}/${name}/${id}`)
     if (known) return known
-    const row = this.#window.find(rows.idKey(kind, name, id), this.turn.options.clock.wall())
+    const row = this.#window.find(rows.idKey(kind, name, id), this.turn.openMs)
     if (row === null) return null
     const { outbox, lineage } = this.turn.store
-    const space = lineage.find((entry) => entry.epoch === row.epoch)?.space ?? null
+    const space = lineage.find((entry) => entry.epoch === row.epoch && !entry.isLost)?.space ?? null
     const live = space === null ? undefined : outbox.sentOf(space, row.number)
     if (live) return live
     const sent = new Sent(id, '', row.number, this.turn.options.durability)
@@ -153,7 +153,8 @@ export class Sender {
 
   #rememberId(kind: api.DestinationKind, name: string, id: string, sent: Sent): void {
     const key = rows.idKey(kind, name, id)
-    const at = Math.round(this.turn.options.clock.wall())
+    // The window counts the time for which this peer runs: a wall clock that jumps must not end it.
+    const at = this.turn.openMs
     const { epoch } = this.turn.store
     this.#ids.set(`${kind}/${name}/${id}`, sent)
     this.turn.commit(this.#window.enter(key, { epoch, number: sent.number, at }), () => {

@@ -40,6 +40,8 @@ export class Settle {
   #nacksCommitting: Nack[] = []
   #nacksReady = new Map<PeerId, Nack[]>()
   #marks: Held[] = []
+  #first: Held[] = []
+  #firstCommitting: Held[] = []
   #alone: Held[] = []
   #aloneCommitting: Held[] = []
   #ackLanes = new Map<PeerId, Set<InLane>>()
@@ -53,7 +55,15 @@ export class Settle {
 
   /** Started: the mark rides in the next batch, unless the end comes first. */
   started(held: Held): void {
-    if (!held.lane.isMemory && !held.marked) this.#marks.push(held)
+    if (!held.lane.isMemory && !held.startMarked) this.#marks.push(held)
+  }
+
+  /**
+   * A message that was handed over before: its mark is durable before it starts. Else one that ends the process at once
+   * would never be marked, and would run again for ever (G10).
+   */
+  markFirst(held: Held): void {
+    this.#first.push(held)
   }
 
   /** A message that was running at a crash: its mark is durable before it starts. */
@@ -199,7 +209,12 @@ export class Settle {
   }
 
   get wantsCommit(): boolean {
-    return this.#pending.length > 0 || this.#changes.length > 0 || this.#alone.length > 0 || this.#nacks.length > 0 || this.#later.length > 0
+    return this.#pending.length > 0 || this.#changes.length > 0 || this.#alone.length > 0 || this.#first.length > 0 || this.#nacks.length > 0 || this.#later.length > 0
+  }
+
+  /** Marks that nobody waits for: they are written soon, also where nothing else is. */
+  get hasMarks(): boolean {
+    return this.#marks.length > 0
   }
 
   collect(batch: Change[]): void {
@@ -208,6 +223,9 @@ export class Settle {
       this.#mark(held, 'shared', batch)
     }
     this.#marks = []
+    for (const held of this.#first) if (held.state === 'running') this.#mark(held, 'shared', batch)
+    this.#firstCommitting = this.#first
+    this.#first = []
     for (const held of this.#alone) this.#mark(held, 'alone', batch)
     this.#aloneCommitting = this.#alone
     this.#alone = []
@@ -227,19 +245,21 @@ export class Settle {
     const row: rows.AttemptRow = { attempts: held.attempts, history: held.history, retryAt: 0, delayMs: 0, started }
     lane.attempts.set(sequence, row)
     this.touch(lane)
-    held.marked = true
+    held.marked = held.startMarked = true
     batch.push(rows.put(rows.attemptKey(lane.space, lane.route, sequence), row))
   }
 
-  /** The batch is durable: acknowledgements may leave. Gives the messages that may now run alone. */
-  committed(): Held[] {
+  /** The batch is durable: acknowledgements may leave. Gives the messages that may now start, beside others or alone. */
+  committed(): { first: Held[]; alone: Held[] } {
     for (const held of this.#committing) this.#acknowledge(held)
     this.#committing = []
     for (const nack of this.#nacksCommitting) this.#sendBack(nack)
     this.#nacksCommitting = []
+    const first = this.#firstCommitting
+    this.#firstCommitting = []
     const alone = this.#aloneCommitting
     this.#aloneCommitting = []
-    return alone
+    return { first, alone }
   }
 
   /** Has a peer anything to hear? */

@@ -109,7 +109,7 @@ export class Inspector {
     const { outbox, lineage } = this.turn.store
     const { isOurs, isPending, onDisk } = outbox.whereIs(space, number)
     const entry = lineage.find((candidate) => candidate.space === space && !candidate.isLost)
-    if (!isOurs && !entry) return 'unknown'
+    if (!isOurs && (!entry || space === this.turn.store.space)) return 'unknown'
     if (isPending || onDisk.some((lane) => this.#isOnDisk(lane, number))) return 'pending'
     if (entry) {
       const row = this.turn.options.log.get(rows.outcomeKey(entry.epoch, number))

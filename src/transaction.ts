@@ -24,6 +24,13 @@ export class TxBuffer {
   reply: { body: unknown } | null = null
 
   constructor(readonly startVersion: number) {}
+
+  /** What the writes will take, removals aside. */
+  get bytes(): number {
+    let bytes = 0
+    for (const [key, value] of this.writes) bytes += value === null ? 0 : key.length + value.length
+    return bytes
+  }
 }
 
 export interface StateReader {

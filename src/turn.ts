@@ -80,8 +80,11 @@ export class Turn {
   #nextBeat = 0
   #lastJump = Number.NEGATIVE_INFINITY
   #lossSerial = 0
+  #openedAt = 0
   #isJumping = false
   #isBeat = false
+  /** Nothing is put off any more. */
+  #isDraining = false
 
   constructor(readonly options: TurnOptions) {
     const { clock, proofs, network, limits, rules, log } = options
@@ -113,6 +116,7 @@ export class Turn {
       }
       this.store = opened
       this.commitNumber = opened.commit
+      this.#openedAt = clock.now()
       this.#isOpen = true
       this.#linkSelf()
       this.#nextBeat = clock.now() + limits.heartbeatMs
@@ -178,6 +182,11 @@ export class Turn {
   }
 
   readonly #onFailure = new Set<(error: Error) => void>()
+
+  /** Milliseconds for which the store has been open in all its incarnations: whole, and moved by no wall clock. */
+  get openMs(): number {
+    return Math.round(this.store.openMs + this.options.clock.now() - this.#openedAt)
+  }
 
   /** Someone waits for more than a confirmation and must hear of a fail-stop; calling the result forgets it. */
   onFailure(reject: (error: Error) => void): () => void {
@@ -258,6 +267,7 @@ export class Turn {
   /** Takes nothing new, and gives back at once what did not start: nobody has to wait until it is missed. */
   drain(): void {
     this.handlers.drain()
+    this.#isDraining = true
     const { inbox, settle } = this.store
     for (const consumer of [...inbox.consumers.values()]) {
       if (consumer.kind === 'reply') continue
@@ -412,11 +422,25 @@ export class Turn {
         this.store.settle.expired(held)
         this.#released(held, false)
       }
-      for (const held of start) this.#give(held)
+      for (const held of start) {
+        // One that has run before may be what ended that process: the next end must find its mark.
+        if (held.redelivered && !held.lane.isMemory) this.store.settle.markFirst(held)
+        else this.#give(held)
+      }
       if (alone) this.store.settle.markAlone(alone)
       if (start.length === 0 && expired.length === 0) return
     }
     this.schedule()
+  }
+
+  /** What waited for its start mark to be durable. */
+  #startMarked(now: number): void {
+    const { first, alone } = this.store.settle.committed()
+    for (const held of first) {
+      if (this.handlers.takerOf(held)) this.#give(held)
+      else this.settleUnseen(held)
+    }
+    for (const held of alone) if (this.handlers.startAlone(held, now)) this.#give(held)
   }
 
   #give(held: Held): void {
@@ -449,9 +473,9 @@ export class Turn {
     const isUrgent = outbox.wantsCommit(now) || inbox.wantsCommit || settle.wantsCommit || this.#changes.length > 0 || this.#waiters.length > 0
     if (!isUrgent) {
       // What is remembered of a peer rides along with what relies on it; alone it would make idle peers write for ever.
-      if (!outbox.hasLazy) return
+      if (!outbox.hasLazy && !settle.hasMarks) return
       if (this.#lazyAt === Number.POSITIVE_INFINITY) this.#lazyAt = now + LAZY_MS
-      if (now < this.#lazyAt) return
+      if (now < this.#lazyAt && !this.#isDraining) return
     }
     this.#lazyAt = Number.POSITIVE_INFINITY
     const batch = this.#changes
@@ -462,7 +486,7 @@ export class Turn {
     for (const peer of this.#dirtyPeers) batch.push(rows.put(rows.peerKey(peer), this.store.peers.get(peer)))
     this.#dirtyPeers.clear()
     const commit = this.commitNumber + 1
-    batch.push(rows.put(rows.COMMIT_KEY, commit))
+    batch.push(rows.put(rows.COMMIT_KEY, [commit, this.openMs]))
     this.#committing = { batch, commit, stateVersion: this.state.version, waiters: this.#waiters, since: now }
     this.#waiters = []
     this.#send()
@@ -489,9 +513,7 @@ export class Turn {
     this.commitNumber = running.commit
     this.store.outbox.committed(now)
     this.state.committed(running.stateVersion)
-    for (const held of this.store.settle.committed()) {
-      if (this.handlers.startAlone(held, now)) this.#give(held)
-    }
+    this.#startMarked(now)
     for (const done of running.waiters) done()
     this.schedule()
   }
@@ -652,7 +674,7 @@ export class Turn {
   /** Is everything written and told that was begun? */
   get isQuiet(): boolean {
     const { outbox, inbox, settle } = this.store
-    return !this.#committing && outbox.isWritten && !inbox.wantsCommit && !settle.wantsCommit && this.#changes.length === 0 && this.#waiters.length === 0
+    return !this.#committing && outbox.isWritten && !outbox.hasLazy && !inbox.wantsCommit && !settle.wantsCommit && this.#changes.length === 0 && this.#waiters.length === 0
   }
 
   get isFull(): boolean {

@@ -58,7 +58,10 @@ export const putEmpty = (at: Buffer): Change => ({ key: at, value: EMPTY })
 
 // --- incarnation
 
-/** Number of the last commit: one more with each batch. */
+/**
+ * Number of the last commit, one more with each batch, and the milliseconds for which the store has been open in all:
+ * a clock that no change of the wall clock can move.
+ */
 export const COMMIT_KEY = Buffer.from([TABLE.commit])
 export const LINEAGE_KEY = Buffer.from([TABLE.lineage])
 
@@ -82,6 +85,8 @@ export interface RouteRow {
   readonly durable: boolean
   /** The peer whose own subscription this is, where members of other peers do not share it. */
   readonly owner: string
+  /** It ended while some of it was not settled. */
+  readonly dropped?: true
 }
 export const routeKey = (route: number): Buffer => key('route', u32(route))
 export const routeOfKey = (at: Buffer): number => at.readUInt32BE(1)
@@ -103,7 +108,7 @@ export const recordOfKey = (at: Buffer): { route: number; epoch: number; sequenc
   sequence: at.readUIntBE(9, 6),
 })
 
-/** A slice of a body above the frame size: the record's key and the number of the slice. */
+/** Reserved, not written yet: a slice of a body above the frame size. The record's key and the number of the slice. */
 export const partKey = (route: number, epoch: number, sequence: number, slice: number): Buffer =>
   key('part', recordKey(route, epoch, sequence).subarray(1), u32(slice))
 
@@ -222,5 +227,5 @@ export const stateOfKey = (at: Buffer): string => at.toString('utf8', 1)
 
 export const stateLossKey = (at: number, serial: number): Buffer => key('stateLoss', u48(at), u32(serial))
 
-/** A durable subscription of this peer's own, so that it stays subscribed before its handler is registered again. */
+/** Reserved, not written yet: a durable subscription of this peer's own, so that it stays subscribed before its handler is registered again. */
 export const subscriptionKey = (pattern: string, group: string): Buffer => key('subscription', u32(Buffer.byteLength(pattern)), pattern, group)

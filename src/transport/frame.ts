@@ -50,6 +50,13 @@ const codec = new Packr({
   encodeUndefinedAsNil: true,
 })
 
+// By itself msgpackr writes nil for a function.
+Object.assign(codec, {
+  writeFunction(): never {
+    throw new Error('it holds a function')
+  },
+})
+
 /** Deepest nesting that is taken, in a body and in a control frame. */
 const MAX_DEPTH = 64
 
@@ -67,7 +74,7 @@ export function encodeValue(value: unknown): Buffer {
   }
   const end = checkValue(bytes, 0, 0)
   if (end !== bytes.length)
-    throw new PeerpostError('BODY_NOT_ENCODABLE', 'The body holds a function, error, set or another thing that is no plain value. Send plain values or bytes.')
+    throw new PeerpostError('BODY_NOT_ENCODABLE', `The body holds something that is no plain value, or is nested deeper than ${MAX_DEPTH}. Send plain values or bytes.`)
   return bytes
 }
 
@@ -78,7 +85,7 @@ export function decodeValue(bytes: Buffer): unknown {
 }
 
 /** Length in bytes of what follows each type byte from 0xc0 to 0xdf; -1 where it depends, -2 where it is refused. */
-const FIXED = [0, -2, 0, 0, -1, -1, -1, -2, -2, -2, 4, 8, 1, 2, 4, 8, 1, 2, 4, 8, -2, -2, -1, -1, -2, -1, -1, -1, -1, -1, -1, -1]
+const FIXED = [0, -2, 0, 0, -1, -1, -1, -1, -2, -2, 4, 8, 1, 2, 4, 8, 1, 2, 4, 8, -2, -2, -1, -1, -2, -1, -1, -1, -1, -1, -1, -1]
 
 /** The end of the value at `at`, or -1 where it is cut, too deep, or holds an extension other than a timestamp. */
 function checkValue(bytes: Buffer, at: number, depth: number): number {
@@ -110,9 +117,11 @@ function checkLong(bytes: Buffer, at: number, type: number, depth: number): numb
     case 0xdd:
     case 0xdf:
       return at + 5 > bytes.length ? -1 : checkMany(bytes, at + 5, bytes.readUInt32BE(at + 1) * (type === 0xdf ? 2 : 1), depth)
+    case 0xc7:
+      // A timestamp is the one extension that is taken: of 12 bytes, or below of 4 or 8.
+      return bytes[at + 1] === 12 && bytes[at + 2] === 0xff ? within(bytes, at + 15) : -1
     case 0xd6:
     case 0xd7:
-      // A timestamp of 4 or 8 bytes is the one extension that is taken.
       return bytes[at + 1] === 0xff ? within(bytes, at + 2 + (type === 0xd6 ? 4 : 8)) : -1
     default:
       return -1
@@ -216,7 +225,7 @@ export class PacketWriter {
     frames.copy(this.#slab, at - 4)
   }
 
-  /** A slice of a body that is too large for one frame. */
+  /** Reserved, not sent yet: a slice of a body that is too large for one frame. */
   part(lane: number, sequence: number, offset: number, bytes: Buffer): void {
     const at = this.#open(19 + bytes.length)
     this.#slab[at] = FRAME.part

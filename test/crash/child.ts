@@ -56,6 +56,11 @@ export class Child {
     return new Child(options, program)
   }
 
+  /** Why it ended, in a word or a sentence. */
+  get why(): string {
+    return this.failure ?? JSON.stringify(this.ending)
+  }
+
   get pid(): number {
     return this.#process.pid!
   }
@@ -68,10 +73,12 @@ export class Child {
   async until(what: string, isTrue: () => boolean, withinMs = PATIENCE_MS): Promise<void> {
     const deadline = Date.now() + withinMs
     while (!isTrue()) {
-      if (this.ending !== null)
-        throw new Error(`The ${this.options.node} ended (${JSON.stringify(this.ending)}) before ${what}.`)
+      if (this.ending !== null) throw new Error(`The ${this.options.node} ended (${this.why}) before ${what}.`)
       const left = deadline - Date.now()
-      if (left <= 0) throw new Error(`The ${this.options.node} did not get to ${what} within ${withinMs} ms.`)
+      if (left <= 0)
+        throw new Error(
+          `The ${this.options.node} did not get so far that ${what}, within ${withinMs} ms: ${JSON.stringify(this.state)}.`,
+        )
       await within(new Promise<void>((resolve) => this.#waiters.push(resolve)), left)
     }
   }
@@ -90,8 +97,7 @@ export class Child {
   async close(): Promise<void> {
     this.#process.send({ kind: 'close' } satisfies ToChild)
     const ending = await within(this.ended, PATIENCE_MS)
-    if (ending?.code !== 0)
-      throw new Error(`The ${this.options.node} did not end in order: ${JSON.stringify(ending)} ${this.failure ?? ''}`)
+    if (ending?.code !== 0) throw new Error(`The ${this.options.node} did not end in order: ${this.why}`)
   }
 }
 

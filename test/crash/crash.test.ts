@@ -3,7 +3,8 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
-import { runTrial, type Who } from './trial.js'
+import { crashes, type Who } from './fault.js'
+import { runTrial } from './trial.js'
 
 const TRIALS: ReadonlyArray<readonly [seed: number, who: Who, durability: 'process' | 'disk']> = [
   [1, 'sender', 'disk'],
@@ -18,7 +19,7 @@ for (const [seed, who, durability] of TRIALS)
   t.test(`seed ${seed}: kill -9 of ${who}, class ${durability}`, async (t) => {
     const dir = mkdtempSync(join(tmpdir(), 'peerpost-crash-'))
     t.teardown(() => rmSync(dir, { recursive: true, force: true }))
-    const { problems, report, kills } = await runTrial({ seed, who, durability, messages: 500, dir })
+    const { problems, report, kills } = await runTrial({ seed, fault: crashes(who), durability, messages: 500, dir })
     t.same(problems, [])
     // The trial was one: something was killed, and something came through.
     t.ok(kills.sender + kills.consumer >= 2)

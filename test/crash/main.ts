@@ -11,7 +11,8 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
-import { runTrial, type Who } from './trial.js'
+import { crashes, type Who } from './fault.js'
+import { runTrial } from './trial.js'
 
 const WHOS: readonly Who[] = ['sender', 'receiver', 'both']
 
@@ -48,10 +49,10 @@ async function one(seed: number, who: Who): Promise<void> {
   const problems: string[] = []
   let seen = ''
   try {
-    const result = await runTrial({ seed, who, durability, messages, dir })
+    const result = await runTrial({ seed, fault: crashes(who), durability, messages, dir })
     const { counts } = result.report
     const kills = `${result.kills.sender} + ${result.kills.consumer} kills`
-    seen = `${kills}, ${counts.attempted} sent, ${counts.acked} accepted, ${counts.recovered} recovered, ${counts.effects} effects, ${counts.dead} dead, ${result.repeated} run again, drained in ${result.drainMs} ms`
+    seen = `${kills}, ${counts.attempted} sent, ${counts.acked} accepted, ${result.unknown} unknown, ${counts.recovered} recovered, ${counts.effects} effects, ${counts.dead} dead, ${result.repeated} run again, drained in ${result.drainMs} ms`
     problems.push(...result.problems)
   } catch (error) {
     problems.push((error as Error).message)

@@ -25,6 +25,8 @@ export interface ChildOptions {
   /** The sender's: how many messages it may send in all its lives, and how many of them at a time. */
   readonly messages: number
   readonly outstanding: number
+  /** The consumer's: a message that ends its process. */
+  readonly deadly: string | undefined
 }
 
 /** One call of the sender. A transaction sends `children` or nothing; it is a message of its own for the checker. */
@@ -97,10 +99,6 @@ export function planHandling(seed: number, value: string, key: string | undefine
     })),
   }
 }
-
-/** Does this message use up its deliveries whatever happens? */
-export const isPoison = (seed: number, value: string): boolean =>
-  planHandling(seed, value, undefined).throws === Number.POSITIVE_INFINITY
 
 /** What a handler or a transaction writes beside its work: everything the checker wants to know of the effect. */
 export interface EffectRow {

@@ -9,7 +9,13 @@ import { BACKOFF, type Body, type ChildOptions, type EffectRow, MAX_ATTEMPTS, pl
 /** What a child tells its parent. */
 export type FromChild =
   | { readonly kind: 'ready'; readonly epoch: number; readonly space: string }
-  | { readonly kind: 'state'; readonly pending: number; readonly unanswered: number; readonly left: number }
+  | {
+      readonly kind: 'state'
+      readonly pending: number
+      readonly unanswered: number
+      readonly left: number
+      readonly isUp: boolean
+    }
   | { readonly kind: 'failed'; readonly reason: string }
 
 /** What a parent tells its child: to end in order. */
@@ -53,19 +59,24 @@ export class Program {
   }
 
   /** Tells the parent every now and then how much is left, and ends in order when it is told to. */
-  serve(work: () => { unanswered: number; left: number }, end: () => Promise<void> = async () => {}): void {
+  serve(work: () => { unanswered: number; left: number }, end: () => void = () => {}): void {
     const timer = setInterval(() => {
-      const pending = this.peer.status().routes.reduce((sum, route) => sum + route.pending, 0)
-      this.tell({ kind: 'state', pending, ...work() })
+      const { routes, peers } = this.peer.status()
+      const pending = routes.reduce((sum, route) => sum + route.pending, 0)
+      this.tell({ kind: 'state', pending, isUp: peers.some(({ state }) => state === 'up'), ...work() })
     }, STATE_MS)
-    process.on('message', ({ kind }: ToChild) => {
-      if (kind !== 'close') return
+    const close = async (): Promise<void> => {
       clearInterval(timer)
-      void end()
-        .then(() => this.count())
-        .then(() => this.peer.close())
-        .then(() => process.disconnect())
+      end()
+      await this.peer.close()
+      process.disconnect()
+    }
+    process.once('message', ({ kind }: ToChild) => {
+      if (kind !== 'close') return
+      this.count()
+      void close()
     })
+    process.once('SIGTERM', () => void close())
   }
 
   /** The counters of every route as the peer has them now. */
@@ -85,6 +96,7 @@ export class Program {
     const run = this.nextRun()
     this.journal.add({ f: 'start', value, attempt, redelivered })
     this.journal.witness(value, run)
+    if (value === this.options.deadly) process.abort()
     const { throws, takesMs, emits } = planHandling(this.options.seed, value, key)
     if (takesMs > 0) await new Promise((resolve) => setTimeout(resolve, takesMs))
     // A dead letter and what follows it in its key must not fall into one millisecond.

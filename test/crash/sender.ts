@@ -87,5 +87,5 @@ for (const planned of again.splice(0)) start(planned)
 const timer = setInterval(pace, 4)
 program.serve(
   () => ({ unanswered, left: left() }),
-  async () => clearInterval(timer),
+  () => clearInterval(timer),
 )

@@ -1,26 +1,31 @@
 /**
- * One crash trial: a sender and a consumer under load, killed with SIGKILL at moments drawn from the seed and started
- * again; then everything drains, both end in order, and the checker judges over both stores, the histories and the
- * witness file.
+ * One crash trial: a sender and a consumer under load, and a fault that ends, stops or starts them; then everything
+ * drains, both end in order, and the checker judges over both stores, the histories and the witness file. The faults
+ * are in `fault.ts`.
  */
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { type CheckReport, check } from '../sim/check.js'
-import { type HistoryEvent, readHistory } from '../sim/history.js'
+import { type Count, type HistoryEvent, readHistory } from '../sim/history.js'
 import { Rng } from '../sim/random.js'
-import { Child, pause } from './child.js'
+import { Child } from './child.js'
 import { historyFiles, WITNESS, wholeLines } from './journal.js'
-import { type ChildOptions, isPoison, MAX_ATTEMPTS } from './plan.js'
+import { type ChildOptions, MAX_ATTEMPTS, planHandling } from './plan.js'
 import { type Scan, scanStore } from './scan.js'
 
-export type Who = 'sender' | 'receiver' | 'both'
+export type Node = ChildOptions['node']
+
+/** What is done to the processes of a trial between its start and the last drain. */
+export type Fault = (trial: Trial) => Promise<void>
 
 export interface TrialOptions {
   readonly seed: number
-  readonly who: Who
+  readonly fault: Fault
   readonly durability: 'process' | 'disk'
   readonly messages: number
+  /** A message that ends the consumer's process whenever it is run. */
+  readonly deadly?: string
   /** An empty folder; the caller removes it. */
   readonly dir: string
 }
@@ -32,10 +37,17 @@ export interface TrialResult {
   readonly kills: Readonly<Record<'sender' | 'consumer', number>>
   /** Values whose handler ran more than once. */
   readonly repeated: number
+  /** Calls of the sender that nobody answered. */
+  readonly unknown: number
+  /** All that the processes wrote, merged. */
+  readonly history: readonly HistoryEvent[]
   readonly drainMs: number
 }
 
 const DRAIN_WITHIN_MS = 20_000
+/** Calls of the sender under way at a time. */
+const OUTSTANDING = 64
+const NODES = ['sender', 'consumer'] as const
 
 /** Runs one trial. Rejects when a process does not do what it is told, with a sentence that says which. */
 export async function runTrial(options: TrialOptions): Promise<TrialResult> {
@@ -59,12 +71,11 @@ async function endpointFor({ seed, dir }: TrialOptions): Promise<string> {
   return `tcp://127.0.0.1:${port}`
 }
 
-type Node = ChildOptions['node']
-
-class Trial {
-  readonly #options: TrialOptions
+export class Trial {
+  readonly options: TrialOptions
+  /** For the fault to draw from. */
+  readonly rng: Rng
   readonly #endpoint: string
-  readonly #rng: Rng
   readonly #children = new Map<Node, Child>()
   readonly #lives = { sender: 0, consumer: 0 }
   readonly #kills = { sender: 0, consumer: 0 }
@@ -73,23 +84,23 @@ class Trial {
   readonly #epochs: Record<Node, number[]> = { sender: [], consumer: [] }
 
   constructor(options: TrialOptions, endpoint: string) {
-    this.#options = options
+    this.options = options
     this.#endpoint = endpoint
-    this.#rng = new Rng(options.seed).fork('kills')
+    this.rng = new Rng(options.seed).fork('kills')
   }
 
   async run(): Promise<TrialResult> {
-    this.#start('consumer')
-    this.#start('sender')
-    await this.#child('sender').until('its store is open', () => this.#child('sender').state !== null)
-    await this.#crash()
+    this.start('consumer')
+    this.start('sender')
+    await this.child('sender').until('its store is open', () => this.child('sender').state !== null)
+    await this.options.fault(this)
     const heal = Date.now()
     this.#note({ f: 'heal' })
     await this.#drain(heal)
     const drainMs = Date.now() - heal
     this.#note({ f: 'drained' })
-    await this.#child('sender').close()
-    await this.#child('consumer').close()
+    await this.child('sender').close()
+    await this.child('consumer').close()
     return { ...(await this.#judge()), kills: { ...this.#kills }, drainMs }
   }
 
@@ -97,75 +108,65 @@ class Trial {
     for (const child of this.#children.values()) if (child.ending === null) await child.destroy()
   }
 
-  #child(node: Node): Child {
+  // --- for faults
+
+  /** The process of a node that runs, or ran last. */
+  child(node: Node): Child {
     return this.#children.get(node)!
+  }
+
+  /** Starts the next life of a node. */
+  start(node: Node): Child {
+    const child = Child.start(this.childOptions(node, ++this.#lives[node]))
+    this.#children.set(node, child)
+    void child.ready.then(({ epoch }) => this.#epochs[node].push(epoch))
+    return child
+  }
+
+  childOptions(node: Node, life: number): ChildOptions {
+    const { seed, dir, durability, messages, deadly } = this.options
+    const shared = { seed, dir, durability, messages, deadly, endpoint: this.#endpoint, outstanding: OUTSTANDING }
+    return { ...shared, node, life }
+  }
+
+  /** Ends these processes with SIGKILL, at once. */
+  async kill(nodes: readonly Node[]): Promise<void> {
+    for (const node of nodes) this.child(node).kill('SIGKILL')
+    for (const node of nodes) {
+      const { signal } = await this.child(node).ended
+      if (signal !== 'SIGKILL') throw new Error(`The ${node} ended by itself: ${this.child(node).why}`)
+      this.died(node)
+    }
+  }
+
+  /** A process has ended without leave. */
+  died(node: Node): void {
+    this.#kills[node]++
+    this.#note({ f: 'crash', kind: 'kill', class: this.options.durability })
   }
 
   #note(event: { f: 'heal' } | { f: 'drained' } | { f: 'crash'; kind: 'kill'; class: 'process' | 'disk' }): void {
     this.#events.push({ p: 'parent', n: this.#events.length + 1, t: Date.now(), ...event } as HistoryEvent)
   }
 
-  #start(node: Node): void {
-    const { seed, dir, durability, messages } = this.#options
-    const life = ++this.#lives[node]
-    const child = Child.start({
-      seed,
-      node,
-      life,
-      dir,
-      endpoint: this.#endpoint,
-      durability,
-      messages,
-      outstanding: 64,
-    })
-    this.#children.set(node, child)
-    void child.ready.then(({ epoch }) => this.#epochs[node].push(epoch))
-  }
-
-  /** Kills at drawn moments, sometimes again before the process is up, until enough died. */
-  async #crash(): Promise<void> {
-    const { who } = this.#options
-    const rounds = this.#rng.between(2, 4)
-    for (let round = 0; round < rounds; round++) {
-      await pause(this.#rng.chance(0.25) ? this.#rng.between(20, 150) : this.#rng.between(150, 700))
-      const doomed: Node[] = who === 'both' ? ['sender', 'consumer'] : [who === 'receiver' ? 'consumer' : 'sender']
-      for (const node of doomed) this.#child(node).kill('SIGKILL')
-      for (const node of doomed) {
-        const child = this.#child(node)
-        const { signal } = await child.ended
-        if (signal !== 'SIGKILL')
-          throw new Error(`The ${node} ended by itself: ${child.failure ?? JSON.stringify(child.ending)}`)
-        this.#kills[node]++
-        this.#note({ f: 'crash', kind: 'kill', class: this.#options.durability })
-      }
-      if (this.#rng.chance(0.5)) await pause(this.#rng.int(200))
-      for (const node of doomed) this.#start(node)
-    }
-  }
-
   /** Until the sender has sent everything, and no route of either has anything left. */
   async #drain(since: number): Promise<void> {
     const isIdle = (node: Node): boolean => {
-      const { state } = this.#child(node)
+      const { state } = this.child(node)
       return state !== null && state.pending === 0 && state.unanswered === 0 && state.left === 0
     }
     for (;;) {
-      for (const node of ['sender', 'consumer'] as const)
-        await this.#child(node).until(
-          `it is idle (${JSON.stringify(this.#child(node).state)})`,
-          () => isIdle(node),
-          DRAIN_WITHIN_MS,
-        )
+      for (const node of NODES) await this.child(node).until('it is idle', () => isIdle(node), DRAIN_WITHIN_MS)
       // One may have given work to the other meanwhile: both say so again, from now on.
       for (const child of this.#children.values()) child.state = null
       for (const child of this.#children.values()) await child.until('it tells its state', () => child.state !== null)
-      if (isIdle('sender') && isIdle('consumer')) return
+      if (NODES.every(isIdle)) return
       if (Date.now() - since > DRAIN_WITHIN_MS) throw new Error(`No end after ${Date.now() - since} ms.`)
     }
   }
 
   async #judge(): Promise<Omit<TrialResult, 'kills' | 'drainMs'>> {
-    const { dir, durability, seed } = this.#options
+    const { dir, durability, seed, deadly } = this.options
     const scans = [
       await scanStore('sender', join(dir, 'sender'), durability),
       await scanStore('consumer', join(dir, 'consumer'), durability),
@@ -185,19 +186,19 @@ class Trial {
     const problems = [
       ...report.problems.map(({ property, guarantee, sentence }) => `${property} (${guarantee}): ${sentence}`),
       ...witnessProblems(wholeLines(join(dir, WITNESS)), scans),
-      ...letterProblems(seed, scans),
+      ...letterProblems(seed, deadly, scans),
       ...repeatProblems(starts),
       ...countProblems(histories, scans),
       ...this.#epochProblems(scans),
     ]
-    return { problems, report, repeated: [...starts.values()].filter((each) => each.length > 1).length }
+    return { problems, report, history, repeated: repeatedIn(starts), unknown: unknownIn(histories) }
   }
 
   /** G7: every incarnation has an epoch above the one before it, and a space of its own. */
   #epochProblems(scans: readonly Scan[]): string[] {
     const problems: string[] = []
     const rises = (list: readonly number[]): boolean => list.every((epoch, i) => i === 0 || epoch > list[i - 1]!)
-    for (const [i, node] of (['sender', 'consumer'] as const).entries()) {
+    for (const [i, node] of NODES.entries()) {
       const { lineage } = scans[i]!
       const told = this.#epochs[node]
       if (!rises(told) || !rises(lineage.map(({ epoch }) => epoch)))
@@ -224,6 +225,18 @@ function startsOf(history: readonly HistoryEvent[]): Map<string, Start[]> {
   return starts
 }
 
+const repeatedIn = (starts: ReadonlyMap<string, readonly Start[]>): number =>
+  [...starts.values()].filter((each) => each.length > 1).length
+
+function unknownIn(history: readonly HistoryEvent[]): number {
+  const open = new Set<string>()
+  for (const event of history) {
+    if (event.f === 'invoke') open.add(event.value)
+    else if (event.f === 'ok' || event.f === 'fail') open.delete(event.value)
+  }
+  return open.size
+}
+
 /** G2, G3: an effect comes from a run that left its mark outside, and no run left two. */
 function witnessProblems(lines: readonly string[], scans: readonly Scan[]): string[] {
   const seen = new Set(lines)
@@ -236,15 +249,18 @@ function witnessProblems(lines: readonly string[], scans: readonly Scan[]): stri
 }
 
 /** G10: only poison and what crashes used up becomes a dead letter, with one entry of its history for each delivery. */
-function letterProblems(seed: number, scans: readonly Scan[]): string[] {
+function letterProblems(seed: number, deadly: string | undefined, scans: readonly Scan[]): string[] {
   const problems: string[] = []
   for (const { value, reasons } of scans.flatMap((scan) => scan.letters)) {
+    const { throws } = planHandling(seed, value, undefined)
+    const crashes = reasons.filter((reason) => reason === 'CRASHED').length
+    const why = reasons.join(', ')
     if (reasons.length !== MAX_ATTEMPTS)
-      problems.push(`G10: ${value} is a dead letter after ${reasons.length} deliveries: ${reasons.join(', ')}.`)
-    if (!isPoison(seed, value) && reasons.filter((reason) => reason === 'CRASHED').length < 2)
-      problems.push(`G10: ${value} is a dead letter, and its handler would have succeeded: ${reasons.join(', ')}.`)
+      problems.push(`G10: ${value} is a dead letter after ${reasons.length} deliveries: ${why}.`)
+    if (value === deadly ? crashes < MAX_ATTEMPTS : throws + crashes < MAX_ATTEMPTS)
+      problems.push(`G10: ${value} is a dead letter, and its handler would have succeeded: ${why}.`)
     if (reasons.some((reason) => reason !== 'CRASHED' && reason !== 'as planned'))
-      problems.push(`G10: ${value} failed for ${reasons.join(', ')}.`)
+      problems.push(`G10: ${value} failed for ${why}.`)
   }
   return problems
 }
@@ -268,17 +284,17 @@ function repeatProblems(starts: ReadonlyMap<string, readonly Start[]>): string[]
 /** G11: what the store counts is what the peer counted before it closed. */
 function countProblems(histories: readonly HistoryEvent[], scans: readonly Scan[]): string[] {
   const problems: string[] = []
-  for (const [i, node] of (['sender', 'consumer'] as const).entries()) {
+  for (const [i, node] of NODES.entries()) {
     // What a sender lost with its process, before it was durable, is forgotten at its next RESUME: it was never accepted.
     const unsettled = scans[i]!.unsettled.filter((space) =>
       scans.some(({ lineage }) => lineage.at(-1)!.space === space),
     )
     if (unsettled.length > 0)
       problems.push(`G11: ${unsettled.length} deliveries are not settled in the store of the ${node}.`)
-    const counts = histories.filter((event) => event.f === 'count' && event.p === node)
-    if (counts.length === 0) problems.push(`G11: the ${node} counted nothing.`)
-    for (const count of counts) {
-      if (count.f !== 'count') continue
+    const counts = new Map<string, Count>()
+    for (const event of histories) if (event.f === 'count' && event.p === node) counts.set(event.route, event)
+    if (counts.size === 0) problems.push(`G11: the ${node} counted nothing.`)
+    for (const count of counts.values()) {
       const [accepted, done, dead, expired] = scans[i]!.counters.get(count.route) ?? [0, 0, 0, 0]
       if (accepted !== count.accepted || done !== count.done || dead !== count.dead || expired !== count.expired)
         problems.push(

@@ -250,7 +250,7 @@ t.test('random frames from a peer that is let in end its link at most', async (t
       await eventually(() => stranger.closedBecause !== null || stranger.said.length > 0)
       t.equal(victim.status().state, 'open')
     }),
-    { numRuns: 400 },
+    { numRuns: 250 },
   )
   await isWell(t, victim, friend)
 })

@@ -96,7 +96,12 @@ class CoreNode implements SimNode {
   }
 
   #heard<Name extends keyof PeerEvents>(event: Name, args: PeerEvents[Name]): void {
-    if (event === 'warning') this.#seat.mark(`warning ${(args[0] as PeerEvents['warning'][0]).code}`)
+    // No simulated peer lies: a frame that another one refuses is a fault of ours.
+    if (event === 'warning') {
+      const { code, message } = args[0] as PeerEvents['warning'][0]
+      if (code === 'PROTOCOL_VIOLATION') throw new Error(`${this.#seat.name}: ${message}`)
+      this.#seat.mark(`warning ${code}`)
+    }
     if (event === 'failed') this.#seat.failed((args[0] as Error).message)
     if (event === 'stateLoss') {
       const loss = args[0] as PeerEvents['stateLoss'][0]
