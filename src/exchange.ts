@@ -3,7 +3,7 @@
  * the outbox, the inbox or settle, and what they have for it goes into its packets.
  */
 import type { Clock } from './clock.js'
-import type { Held } from './hold.js'
+import { freshAccount, type Held } from './hold.js'
 import type { Inbox } from './inbox.js'
 import { RemoteConsumer } from './lane.js'
 import type { LinkConnection } from './link.js'
@@ -271,7 +271,7 @@ export class Exchange {
     if (link.announced.has(consumer.number)) return
     link.announced.add(consumer.number)
     const { kind, name, group, owner, order, durable } = consumer
-    if (!consumer.accounts.has(link.peer)) consumer.accounts.set(link.peer, { consumedMessages: 0, consumedBytes: 0, toldMessages: 0, toldBytes: 0 })
+    if (!consumer.accounts.has(link.peer)) consumer.accounts.set(link.peer, freshAccount())
     link.writer.control(FRAME.consume, [consumer.number, kind, name, group, owner, order, durable, DURABILITY_RANK[outbox.storeClass]])
   }
 

@@ -105,6 +105,8 @@ export class Entry {
   /** Rank of its class: a store of a lower one does not get it (rule P12), unless `lower` allows it. */
   rank = 0
   lower = false
+  /** Rank of the class of the consumer that it was handed to last. */
+  takerRank = 0
   /** Monotonic times; Infinity where there is none. */
   expiresAt = Number.POSITIVE_INFINITY
   /** Consumers that may have it besides `target`, after a failover. */

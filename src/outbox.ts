@@ -652,6 +652,9 @@ export class Outbox {
     if (mayHold || entry.target?.peer === peer || entry.doubtAt === peer || entry.others?.has(peer)) this.#finish(entry, outcome, peer)
   }
 
+  /** Messages whose space a consumer has forgotten: nobody but this store may keep them now (rule P11). */
+  refused: Entry[] = []
+
   /** Dead letters to be taken back, with the peers that hold them (rule P13). */
   withdrawals: Array<{ lane: Lane; sequence: number; peer: PeerId }> = []
 
@@ -700,6 +703,8 @@ export class Outbox {
     route.takeBack(entry)
     this.#active.add(route)
     if (fields.kind === 'stale') {
+      // It becomes a dead letter here, in the batch that removes its record.
+      this.refused.push(entry)
       this.#finish(entry, 'dead', null)
       return
     }
@@ -767,7 +772,9 @@ export class Outbox {
   }
 
   #tell(entry: Entry, sent: Sent, outcome: Outcome): void {
-    this.#confirm(entry, 'consumer', sent.durability)
+    // A consumer of a lower class was allowed to take it: the receipt says what its acknowledgement is worth.
+    const taker = CLASS_OF_RANK[entry.takerRank]!
+    this.#confirm(entry, 'consumer', entry.takerRank < DURABILITY_RANK[sent.durability] ? taker : sent.durability)
     if (sent.outcome === null || outcome !== 'done') sent.outcome = outcome
     if (--sent.unsettled > 0) return
     this.settled.push(sent)
@@ -1043,6 +1050,8 @@ export interface ResumeAnswer {
 const SLAB_BYTES = 256 * 1024
 const MEMORY_ENDS = 10_000
 const isPlainQueue = ({ kind, group, owner }: Route): boolean => kind === 'queue' && group === '' && owner === ''
+/** In the order of DURABILITY_RANK. */
+const CLASS_OF_RANK: readonly Durability[] = ['memory', 'process', 'disk']
 const isSettled = (entry: Entry): boolean => entry.state === 'settled'
 const watchName = (space: string, number: number): string => `${space}/${number}`
 const laneName = (space: string, number: number): string => `${space}/${number}`

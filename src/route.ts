@@ -119,6 +119,8 @@ export class Route {
   /** A message becomes ready to go, in its place. */
   enqueue(entry: Entry): void {
     entry.state = 'ready'
+    // While it waited for its time nothing held its key: the key may have been idle, let go, and made anew.
+    if (entry.key !== null && this.keys.get(entry.key.name) !== entry.key) entry.key = this.keyOf(entry.key.name)
     if (entry.key === null) {
       this.free.push(entry)
       return
@@ -167,8 +169,12 @@ export class Route {
       key.at = null
       if (key.held === 0) key.recovering = false
     }
-    if (key.isIdle) this.keys.delete(key.name)
+    if (key.isIdle) this.#letGo(key)
     else this.#queue(key)
+  }
+
+  #letGo(key: KeyState): void {
+    if (this.keys.get(key.name) === key) this.keys.delete(key.name)
   }
 
   addConsumer(consumer: RemoteConsumer): void {
@@ -258,7 +264,7 @@ export class Route {
       key.at = consumer
       this.#hand(entry, consumer, wallNow)
     }
-    if (key.isIdle) this.keys.delete(key.name)
+    if (key.isIdle) this.#letGo(key)
     return true
   }
 
@@ -293,19 +299,22 @@ export class Route {
     if (entry.key !== null && entry.key.out === 0) flags |= DATA_FLAG.keyHead
     const age = Math.max(0, wallNow - entry.created)
     const attempts = this.rules.carryAttempts ? entry.attempts : 0
+    let { bytes } = entry
     if (entry.history === null) {
       carrier.writer.data(entry.slab, entry.start, entry.end, number, entry.sequence, age, attempts, flags)
     } else {
       const frame = withHistory(entry)
       carrier.writer.data(frame, 0, frame.length, number, entry.sequence, age, attempts, flags)
+      bytes = frame.length
     }
     entry.state = 'out'
     entry.target = consumer
+    entry.takerRank = consumer.rank
     consumer.out++
     consumer.messages--
     consumer.sentMessages++
-    consumer.bytes -= entry.bytes
-    consumer.sentBytes += entry.bytes
+    consumer.bytes -= bytes
+    consumer.sentBytes += bytes
     if (entry.key !== null) entry.key.out++
     this.inFlight++
   }

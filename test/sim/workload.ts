@@ -172,6 +172,12 @@ export class Workload {
     this.#healed = true
   }
 
+  /** What nobody has been told the end of, for who reads a failure. */
+  unanswered(): string {
+    const asked = [...this.#asked].map(({ message }) => message.value)
+    return asked.length + this.#toSend === 0 ? '' : `${this.#toSend} are to be sent; not answered are: ${asked.join(', ')}.`
+  }
+
   quiet(): boolean {
     return this.#toSend === 0 && this.#asked.size === 0
   }

@@ -500,6 +500,8 @@ class World {
 
   /** Who reads of a run that never drained wants to know what each node was waiting for. */
   #stories(): void {
+    const unanswered = this.#workload.unanswered()
+    if (unanswered !== '') this.recorder.add('world', { f: 'story', story: unanswered })
     for (const { node, options } of this.#machines.values()) {
       const story = node === null ? 'is down' : (node.story?.() ?? '')
       if (story !== '') this.recorder.add(options.name, { f: 'story', story })
