@@ -342,6 +342,8 @@ export class Outbox {
     entry.write = 'none'
     entry.route.unwritten--
     entry.route.unwrittenBytes -= entry.bytes
+    // What is being written, the log itself counts.
+    this.unwrittenBytes -= rowBytes(entry.bytes)
     entry.route.dirty = true
   }
 
@@ -349,7 +351,6 @@ export class Outbox {
   #elide(entry: Entry): void {
     if (entry.write !== 'wanted') return
     this.#notUnwritten(entry)
-    this.unwrittenBytes -= rowBytes(entry.bytes)
     this.elided++
   }
 
@@ -403,7 +404,6 @@ export class Outbox {
     this.#touchWritten = []
     for (const entry of this.#writing) {
       if (entry.write === 'writing') entry.write = 'durable'
-      this.unwrittenBytes -= rowBytes(entry.bytes)
       entry.lane.durableTo = Math.max(entry.lane.durableTo, entry.sequence + 1)
       this.#confirm(entry, 'sender', this.storeClass)
       if (entry.state === 'uncommitted') this.#leave(entry, now)
