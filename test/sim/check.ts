@@ -364,9 +364,9 @@ function checkDuplicates(run: Check, fate: Fate): { duplicated: number; repeated
   }
   const across = stores.size - 1
   if (across === 0) return { duplicated, repeated: 0 }
-  const sender = fate.invokes[0]
+  const sender = fate.invokes[0]?.p ?? fate.parents[0]?.store
   // A sender that was taken back may not know to whom it had handed what it has again: that range is reported.
-  if (sender !== undefined && run.losses.has(sender.p)) return { duplicated, repeated: across }
+  if (sender !== undefined && run.losses.has(sender)) return { duplicated, repeated: across }
   if (run.expected.inDoubt === 'wait') {
     run.problem(
       'duplicate-effect',
