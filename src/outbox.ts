@@ -88,6 +88,9 @@ export class Outbox {
   /** Outcomes whose rows are not durable yet. */
   readonly #unwritten = new Map<string, Outcome>()
   #unwrittenWriting: string[] = []
+  /** Ends that are told once their rows are durable. */
+  #telling: Array<[entry: Entry, outcome: Outcome]> = []
+  #tellingWritten: Array<[entry: Entry, outcome: Outcome]> = []
   /** How the last messages of the memory class ended that are not done: nothing of them is in the log. */
   readonly #memoryEnds = new Map<string, Outcome>()
   /** Messages whose end someone awaits, by number; they may be on disk only. */
@@ -326,15 +329,10 @@ export class Outbox {
     this.#changes = []
     this.#lazy = []
     this.#unwrittenWriting = [...this.#unwritten.keys()]
-    this.toldThrough = this.#number
+    this.#tellingWritten = this.#telling
+    this.#telling = []
     if (batch.length > 0) for (const route of this.routes.values()) if (route.dirty) this.#collectCounters(route, batch)
   }
-
-  /**
-   * Of the messages up to this number the batch that was collected last says all that will be known: a record of what is
-   * not finished, a row of what ended dead or expired (rule P18).
-   */
-  toldThrough = 0
 
   /** It is settled before it was written, or is being written. */
   #notUnwritten(entry: Entry): void {
@@ -375,7 +373,7 @@ export class Outbox {
 
   /** Is there anything to write that someone waits for? Removals and counters ride along. */
   wantsCommit(now: number): boolean {
-    return this.#touching.length > 0 || this.#expiring.length > 0 || this.#changes.length > 0 || this.#wanted.dueAt(now) <= now
+    return this.#touching.length > 0 || this.#expiring.length > 0 || this.#changes.length > 0 || this.#telling.length > 0 || this.#wanted.dueAt(now) <= now
   }
 
   /** When `wantsCommit` turns true by itself. */
@@ -412,6 +410,8 @@ export class Outbox {
     this.#writing = []
     for (const name of this.#unwrittenWriting) this.#unwritten.delete(name)
     this.#unwrittenWriting = []
+    for (const [entry, outcome] of this.#tellingWritten) this.#tell(entry, entry.sent!, outcome)
+    this.#tellingWritten = []
     for (const entry of this.#expiryWritten) this.#finish(entry, 'expired', null)
     this.#expiryWritten = []
   }
@@ -756,7 +756,9 @@ export class Outbox {
     if (!isCounted) this.#forgetBytes(entry)
     if (entry.key) route.advanceKey(entry.key)
     this.#active.add(route)
-    if (entry.sent) this.#tell(entry, entry.sent, outcome)
+    // Of what was never written only its row can say, after a crash, that it is not done: the row comes first.
+    if (entry.sent && outcome !== 'done' && entry.write === 'wanted') this.#telling.push([entry, outcome])
+    else if (entry.sent) this.#tell(entry, entry.sent, outcome)
     this.#retire(lane)
     this.#leaveDropped(route)
   }
@@ -1010,7 +1012,8 @@ export class Outbox {
   /** Messages that nobody has confirmed: what a fail-stop leaves unknown. */
   *unconfirmed(): Iterable<Sent> {
     yield* this.confirmed
-    for (const entry of [...this.#wanted, ...this.#writing]) if (entry.sent && !entry.confirmed) yield entry.sent
+    const telling = [...this.#telling, ...this.#tellingWritten].map(([entry]) => entry)
+    for (const entry of [...this.#wanted, ...this.#writing, ...telling]) if (entry.sent && !entry.confirmed) yield entry.sent
     for (const lane of this.#lanes.values()) for (const entry of lane.entries()) if (entry.sent && !entry.confirmed) yield entry.sent
   }
 

@@ -43,15 +43,15 @@ export interface OpenFacts {
 /** Begins a new incarnation; `done` gets the machines once it is durable. Throws STORE_DAMAGED. */
 export function openStore(facts: OpenFacts, done: (opened: Opened | null, error: Error | null) => void): void {
   const { log, clock, rules } = facts
-  const [commit, openMs, numbers] = readCommit(log)
+  const [commit, openMs] = readCommit(log)
   const lineage = rows.read<rows.LineageEntry[]>(log.get(rows.LINEAGE_KEY) ?? EMPTY_LIST)
   const last = lineage[lineage.length - 1]
-  if (last && last.last === null) Object.assign(last, { last: commit, numbers })
+  if (last && last.last === null) last.last = commit
   const epoch = (last?.epoch ?? 0) + 1
   const space = (rules.freshSpace || !last ? clock.randomBytes(16).toString('hex') : last.space) as SpaceId
   lineage.push({ epoch, space, last: null })
   const kept = lineage.slice(-LINEAGE_MAX)
-  const batch = [rows.put(rows.LINEAGE_KEY, kept), rows.put(rows.COMMIT_KEY, [commit + 1, openMs, 0])]
+  const batch = [rows.put(rows.LINEAGE_KEY, kept), rows.put(rows.COMMIT_KEY, [commit + 1, openMs])]
   const { commitTimeoutMs } = facts.limits
   const stopTimer = clock.timer(commitTimeoutMs, () => done(null, new PeerpostError('FAILED', `The store did not answer within ${commitTimeoutMs} ms. Check the disk, then start again.`)))
   if (!rules.incarnationFirst) clock.defer(() => done(fill(facts, epoch, space, kept, commit + 1, openMs), null))
@@ -66,9 +66,9 @@ export function openStore(facts: OpenFacts, done: (opened: Opened | null, error:
 
 const EMPTY_LIST = rows.put(rows.COMMIT_KEY, []).value!
 
-function readCommit(log: Log): [commit: number, openMs: number, numbers: number] {
+function readCommit(log: Log): [commit: number, openMs: number] {
   const row = log.get(rows.COMMIT_KEY)
-  return row === undefined ? [0, 0, 0] : rows.read<[number, number, number]>(row)
+  return row === undefined ? [0, 0] : rows.read<[number, number]>(row)
 }
 
 function fill(facts: OpenFacts, epoch: number, space: SpaceId, lineage: rows.LineageEntry[], commit: number, openMs: number): Opened {

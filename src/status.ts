@@ -115,8 +115,6 @@ export class Inspector {
       const row = this.turn.options.log.get(rows.outcomeKey(entry.epoch, number))
       if (row) return rows.read<'dead' | 'expired'>(row)
     }
-    // A message of an earlier incarnation that was never written may have ended with a process that never heard of it.
-    if (entry && space !== this.turn.store.space && number > (entry.numbers ?? 0)) return 'unknown'
     return outbox.recentOutcome(space, number) ?? (this.turn.options.rules.idsTellNumber ? 'done' : 'unknown')
   }
 

@@ -499,7 +499,7 @@ export class Turn {
     for (const peer of this.#dirtyPeers) batch.push(rows.put(rows.peerKey(peer), this.store.peers.get(peer)))
     this.#dirtyPeers.clear()
     const commit = this.commitNumber + 1
-    batch.push(rows.put(rows.COMMIT_KEY, [commit, this.openMs, outbox.toldThrough]))
+    batch.push(rows.put(rows.COMMIT_KEY, [commit, this.openMs]))
     this.#committing = { batch, commit, stateVersion: this.state.version, waiters: this.#waiters, since: now }
     this.#waiters = []
     this.#send()
@@ -679,7 +679,7 @@ export class Turn {
     this.#isJumping = true
     this.links.restart()
     const { lineage } = store
-    Object.assign(lineage[lineage.length - 1]!, { last: this.commitNumber + (this.#committing ? 1 : 0), numbers: store.outbox.toldThrough })
+    lineage[lineage.length - 1]!.last = this.commitNumber + (this.#committing ? 1 : 0)
     lineage.push({ epoch: pair.epoch, space: pair.space, last: pair.commit, isLost: true })
     store.epoch = pair.epoch + JUMP_EPOCHS
     store.space = this.options.clock.randomBytes(16).toString('hex') as SpaceId

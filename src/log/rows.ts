@@ -59,8 +59,8 @@ export const putEmpty = (at: Buffer): Change => ({ key: at, value: EMPTY })
 // --- incarnation
 
 /**
- * Number of the last commit, one more with each batch; the milliseconds for which the store has been open in all, a
- * clock that no change of the wall clock can move; and the message number up to which outcomes are known.
+ * Number of the last commit, one more with each batch, and the milliseconds for which the store has been open in all:
+ * a clock that no change of the wall clock can move.
  */
 export const COMMIT_KEY = Buffer.from([TABLE.commit])
 export const LINEAGE_KEY = Buffer.from([TABLE.lineage])
@@ -70,8 +70,6 @@ export interface LineageEntry {
   readonly epoch: number
   readonly space: SpaceId
   last: number | null
-  /** Of its messages up to this number the store knows how they ended; what came later may have ended unheard. */
-  numbers?: number
   /** Not this store's own any more: the incarnation that another peer remembers of it, and that a restore undid. */
   readonly isLost?: true
 }

@@ -331,7 +331,7 @@ function checkLoss(run: Check, fate: Fate, accepted: boolean): 'lost' | 'lostWit
   if (!accepted || fate.effects.length > 0 || fate.parked.length > 0) return null
   if (fate.undoneEffects.length > 0 || fate.undoneParked.length > 0) {
     // It was settled and forgotten by its sender, so somebody knew enough to notice, unless the sender lost its store too.
-    const sender = fate.invokes[0]?.p
+    const sender = fate.invokes[0]?.p ?? fate.parents[0]?.store
     const witnessed = sender !== undefined && !run.losses.has(sender)
     for (const { store } of witnessed ? [...fate.undoneEffects, ...fate.undoneParked] : [])
       run.goneWith(store, fate.value)
@@ -364,9 +364,9 @@ function checkDuplicates(run: Check, fate: Fate): { duplicated: number; repeated
   }
   const across = stores.size - 1
   if (across === 0) return { duplicated, repeated: 0 }
-  const sender = fate.invokes[0]
+  const sender = fate.invokes[0]?.p ?? fate.parents[0]?.store
   // A sender that was taken back may not know to whom it had handed what it has again: that range is reported.
-  if (sender !== undefined && run.losses.has(sender.p)) return { duplicated, repeated: across }
+  if (sender !== undefined && run.losses.has(sender)) return { duplicated, repeated: across }
   if (run.expected.inDoubt === 'wait') {
     run.problem(
       'duplicate-effect',
@@ -446,8 +446,6 @@ function checkAsked(run: Check): void {
     const ok = fate.oks.at(-1)
     if (ok === undefined || run.losses.size > 0 || run.memoryCrashAt >= ok.t || (ok.class === 'memory' && run.crashAt >= ok.t)) continue
     if (fate.isToldExpired && ok.class === 'memory' && outcome === 'expired') continue
-    // What was never written, and ended shortly before its sender did, is honestly unknown.
-    if (outcome === 'unknown' && ok.at === 'consumer' && run.crashAt >= ok.t) continue
     const happened = outcome === 'done' ? fate.effects.length > 0 : fate.parked.some(({ f }) => f === outcome)
     if (!happened) run.problem('false-outcome', [value], `${p} says at the end that ${value} is ${outcome}, and no store says so.`)
   }

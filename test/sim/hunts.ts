@@ -1,0 +1,245 @@
+/**
+ * Where each rule shows: for every switch a kind of run in which it is needed often, so that a few dozen seeds find what
+ * goes wrong without it. The same kinds of run, with all rules on, must pass.
+ */
+import type { Rules } from '../../src/rules.js'
+import { CALM_NETWORK } from './network.js'
+import { EVERYTHING, type Fault, type NodeOptions, PLAIN_WORK, profile, type RunOptions } from './profile.js'
+import { Rng } from './random.js'
+import { CALM_DISK } from './store.js'
+
+export interface Hunt {
+  /** Switched off together. */
+  readonly off: readonly (keyof Rules)[]
+  /** The rule of the design, or the planted fault of the checker's own test. */
+  readonly rule: string
+  /** Changes the options that a seed draws. */
+  readonly tune: (options: RunOptions) => RunOptions
+  /** A seed that finds it, from where the hunt starts; others follow. */
+  readonly from: number
+}
+
+const CALM_HANDLER = {
+  throwRate: 0,
+  maxThrows: 1,
+  poisonRate: 0,
+  rejectRate: 0,
+  slowRate: 0,
+  slowMs: 20,
+  hangRate: 0,
+  emitRate: 0,
+}
+
+/** Everything calm; one queue that both nodes named in `takers` take from, two senders. */
+function calm(options: RunOptions, takers: readonly string[], names: readonly string[] = ['a', 'b', 'c']): RunOptions {
+  const nodes = names.map((name): NodeOptions => {
+    return {
+      name,
+      class: 'disk',
+      sends: name === 'a',
+      consumes: takers.includes(name) ? ['q0'] : [],
+      concurrency: 4,
+    }
+  })
+  return {
+    ...options,
+    nodes,
+    queues: ['q0'],
+    messages: 60,
+    keys: 0,
+    idRate: 0,
+    handler: CALM_HANDLER,
+    work: PLAIN_WORK,
+    allowLower: true,
+    quotaBytes: 1e9,
+    inDoubt: 'wait',
+    failoverMs: 1000,
+    leaseMs: 30_000,
+    maxAttempts: 3,
+    bothDial: false,
+    faults: [],
+    network: CALM_NETWORK,
+    disk: CALM_DISK,
+    safetyMs: 6000,
+    drainMs: 120_000,
+  }
+}
+
+/** `count` faults of one kind, spread over the time of safety. */
+function struck(
+  options: RunOptions,
+  kind: 'kill' | 'power' | 'restore' | 'stop' | 'pause' | 'cut' | 'full',
+  node: string,
+  count: number,
+  forMs: number,
+): RunOptions {
+  const rng = new Rng(options.seed).fork(`struck ${kind} ${node}`)
+  const faults: Fault[] = Array.from({ length: count }, () => {
+    const at = rng.between(200, options.safetyMs - 500)
+    if (kind === 'cut') return { kind, at }
+    if (kind === 'kill' || kind === 'power') return { kind, at, node, forMs: rng.between(10, forMs), atCall: rng.int(7) }
+    if (kind === 'restore') return { kind, at, node, forMs, backMs: rng.between(1, at) }
+    return { kind, at, node, forMs }
+  })
+  return { ...options, faults: [...options.faults, ...faults].sort((a, b) => a.at - b.at) }
+}
+
+const slow = { ...CALM_HANDLER, slowRate: 0.9, slowMs: 300 }
+const slowDisk = { ...CALM_DISK, commitMs: { min: 5, max: 60 } }
+const slowNetwork = { ...CALM_NETWORK, delayMs: { min: 1, max: 100 } }
+const flaky = { ...slowNetwork, cutRate: 0.03, halfOpenRate: 0.6, holdRate: 0.8 }
+
+/** Two consumers, and a sender that is killed with messages out. */
+const killedSender = (o: RunOptions): RunOptions =>
+  struck({ ...calm(o, ['b', 'c']), handler: slow, disk: slowDisk, network: slowNetwork }, 'kill', 'a', 4, 400)
+
+const killedConsumer = (o: RunOptions): RunOptions =>
+  struck({ ...calm(o, ['b']), handler: { ...slow, slowMs: 50, emitRate: 0.5 }, disk: slowDisk, network: slowNetwork }, 'kill', 'b', 4, 400)
+
+export const HUNTS: readonly Hunt[] = [
+  { rule: 'P1', off: ['touchFirst'], from: 1, tune: killedSender },
+  { rule: 'P1', off: ['fenceOldSpaces'], from: 1, tune: killedSender },
+  {
+    rule: 'P2',
+    off: ['resumeListsRunning'],
+    from: 1,
+    tune: (o) => ({ ...calm(o, ['b', 'c']), handler: slow, network: { ...CALM_NETWORK, cutRate: 0.03 } }),
+  },
+  {
+    rule: 'P2',
+    off: ['newConnectionEmptiesHold'],
+    from: 1,
+    tune: (o) => ({ ...calm(o, ['b', 'c']), handler: slow, network: { ...CALM_NETWORK, cutRate: 0.03, halfOpenRate: 0.5 } }),
+  },
+  {
+    rule: 'P2, process-old-conn-frames',
+    off: ['ignoreOldConnections'],
+    from: 1,
+    tune: (o) => ({ ...calm(o, ['b', 'c']), handler: slow, network: flaky, bothDial: true }),
+  },
+  {
+    rule: 'P3',
+    off: ['keyFollowsPredecessor'],
+    from: 1,
+    tune: (o) => ({ ...calm(o, ['b', 'c']), keys: 1, handler: slow }),
+  },
+  {
+    rule: 'P4, transaction-sent-before-commit',
+    off: ['transactionBeforeFrames'],
+    from: 1,
+    tune: (o) => struck({ ...calm(o, ['b']), work: { ...PLAIN_WORK, transactionRate: 0.9 }, disk: slowDisk }, 'kill', 'a', 4, 300),
+  },
+  {
+    rule: 'P5',
+    off: ['idBeforeFrames'],
+    from: 1,
+    tune: (o) => struck({ ...calm(o, ['b']), idRate: 1, disk: slowDisk }, 'kill', 'a', 4, 300),
+  },
+  {
+    rule: 'P6',
+    off: ['quotaBeforeFrames'],
+    from: 1,
+    tune: (o) => ({ ...calm(o, ['b']), quotaBytes: 2000, handler: slow }),
+  },
+  {
+    rule: 'P7',
+    off: ['expireOnlyUnhanded'],
+    from: 1,
+    tune: (o) => ({ ...calm(o, ['b']), handler: slow, work: { ...PLAIN_WORK, ttlRate: 1, ttlMs: 400 } }),
+  },
+  { rule: 'P8', off: ['tellFinished'], from: 1, tune: (o) => ({ ...calm(o, ['b', 'c']), messages: 200 }) },
+  { rule: 'P9', off: ['checkLineage'], from: 1, tune: (o) => struck(calm(o, ['b']), 'restore', 'b', 2, 300) },
+  {
+    rule: 'P10',
+    off: ['incarnationFirst'],
+    from: 1,
+    tune: (o) => struck({ ...calm(o, ['b']), disk: slowDisk, safetyMs: 4000 }, 'kill', 'a', 8, 100),
+  },
+  {
+    rule: 'P11',
+    off: ['tombstones'],
+    from: 1,
+    tune: (o) => struck(struck({ ...calm(o, ['b']), safetyMs: 8000 }, 'kill', 'a', 3, 100), 'restore', 'a', 2, 300),
+  },
+  {
+    rule: 'P12',
+    off: ['keepClass'],
+    from: 1,
+    tune: (o) => {
+      const options = calm(o, ['b', 'c'])
+      const nodes = options.nodes.map((node) => (node.name === 'c' ? { ...node, class: 'process' as const } : node))
+      return { ...options, allowLower: false, nodes }
+    },
+  },
+  {
+    rule: 'P13',
+    off: ['carryAttempts'],
+    from: 1,
+    tune: (o) => ({ ...calm(o, ['b', 'c']), handler: { ...CALM_HANDLER, poisonRate: 0.3 } }),
+  },
+  {
+    rule: 'P15',
+    off: ['exactAcks'],
+    from: 1,
+    tune: (o) => struck({ ...calm(o, ['b']), handler: slow, work: { ...PLAIN_WORK, memoryRate: 0.3 } }, 'kill', 'b', 3, 300),
+  },
+  {
+    rule: 'P16',
+    off: ['deadIsSettled'],
+    from: 1,
+    tune: (o) => ({ ...calm(o, ['b']), handler: { ...CALM_HANDLER, rejectRate: 0.2 } }),
+  },
+  {
+    rule: 'P17',
+    off: ['checkReads'],
+    from: 1,
+    tune: (o) => ({ ...calm(o, ['b']), handler: slow, work: { ...PLAIN_WORK, counterRate: 1 } }),
+  },
+  { rule: 'P18', off: ['idsTellNumber'], from: 1, tune: (o) => calm(o, ['b']) },
+  { rule: 'G1, ack-before-fsync', off: ['ackAfterCommit'], from: 1, tune: killedConsumer },
+  {
+    rule: 'G1, ack-before-fsync at the sender',
+    off: ['resolveAfterCommit'],
+    from: 1,
+    tune: (o) => struck({ ...calm(o, ['b']), disk: slowDisk, network: slowNetwork }, 'power', 'a', 4, 300),
+  },
+  { rule: 'G2, skip-dedup', off: ['dedup'], from: 1, tune: killedConsumer },
+  {
+    rule: 'G2, dedup-ignoring-space',
+    off: ['dedupBySpace'],
+    from: 1,
+    tune: (o) => struck(calm(o, ['b']), 'kill', 'a', 3, 300),
+  },
+  { rule: 'G7, reuse-space-on-restart', off: ['freshSpace'], from: 1, tune: (o) => struck(calm(o, ['b']), 'kill', 'a', 3, 300) },
+  {
+    rule: 'G7, ignore-epoch',
+    off: ['refuseOldEpochs'],
+    from: 1,
+    tune: (o) => struck(struck(calm(o, ['b']), 'kill', 'a', 3, 100), 'restore', 'a', 2, 100),
+  },
+  { rule: 'G2, cursor-before-effect', off: ['effectsWithDone'], from: 1, tune: killedConsumer },
+  { rule: 'G2, effect-before-cursor', off: ['doneWithEffects'], from: 1, tune: killedConsumer },
+  {
+    rule: 'G10, count-attempts-in-memory',
+    off: ['durableAttempts'],
+    from: 1,
+    tune: (o) => ({ ...calm(o, ['b']), handler: { ...CALM_HANDLER, poisonRate: 0.3 }, network: { ...CALM_NETWORK, cutRate: 0.05 } }),
+  },
+  {
+    rule: 'G5, timeout->fail',
+    off: ['unknownIsUnknown'],
+    from: 1,
+    tune: (o) => ({ ...calm(o, ['b']), disk: { ...CALM_DISK, failedAppliedRate: 0.05 } }),
+  },
+  { rule: 'G1, trim-on-recv', off: ['ackAfterHandler'], from: 1, tune: killedConsumer },
+  {
+    rule: 'G1, dead-letters-delete-then-insert',
+    off: ['letterWithMark'],
+    from: 1,
+    tune: (o) =>
+      struck({ ...calm(o, ['b']), disk: slowDisk, handler: { ...CALM_HANDLER, rejectRate: 0.8 } }, 'kill', 'b', 5, 300),
+  },
+]
+
+/** The options of a hunt for a seed. */
+export const hunted = (hunt: Hunt, seed: number): RunOptions => hunt.tune(profile(seed, EVERYTHING))
