@@ -728,6 +728,7 @@ export class Outbox {
     // What expired here was counted and written down with its expiry.
     const isCounted = outcome === 'expired' && by === null && !lane.isMemory
     const holder = entry.target?.peer ?? entry.doubtAt
+    const isElided = entry.write === 'wanted'
     this.#elide(entry)
     route.takeBack(entry)
     if (entry.doubtAt !== null) this.#doubt.get(entry.doubtAt)?.delete(entry)
@@ -757,7 +758,7 @@ export class Outbox {
     if (entry.key) route.advanceKey(entry.key)
     this.#active.add(route)
     // Of what was never written only its row can say, after a crash, that it is not done: the row comes first.
-    if (entry.sent && outcome !== 'done' && entry.write === 'wanted') this.#telling.push([entry, outcome])
+    if (entry.sent && outcome !== 'done' && isElided) this.#telling.push([entry, outcome])
     else if (entry.sent) this.#tell(entry, entry.sent, outcome)
     this.#retire(lane)
     this.#leaveDropped(route)
