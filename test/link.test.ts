@@ -4,6 +4,7 @@ import { createIdentity, verify } from '../src/identity.js'
 import { Handshake, type Hello, heartbeat, judge, knowsPair, LinkConnection, type Proofs } from '../src/link.js'
 import type { LineageEntry, PeerRow } from '../src/log/rows.js'
 import type { PeerId, SpaceId } from '../src/message.js'
+import { ALL_RULES } from '../src/rules.js'
 import { PacketWriter, readPacket } from '../src/transport/frame.js'
 import type { Connection } from '../src/transport/transport.js'
 
@@ -30,7 +31,7 @@ const JUDGEMENTS: ReadonlyArray<[what: string, remembered: PeerRow | undefined, 
   ['a higher epoch that lacks the pair was rolled back and jumped: reported', remembered, hello({ space: space('b'), epoch: 6 }), false, null, { kind: 'accept', loss: 'RECEIVER_ROLLBACK' }],
 ]
 
-for (const [what, row, said, knows, live, judgement] of JUDGEMENTS) t.same(judge(row, said, knows, live), judgement, what)
+for (const [what, row, said, knows, live, judgement] of JUDGEMENTS) t.same(judge(ALL_RULES, row, said, knows, live), judgement, what)
 
 const lineage: LineageEntry[] = [
   { epoch: 1, space: space('8'), last: 40 },

@@ -176,7 +176,7 @@ t.test('in doubt until its consumer answers; then done, running or free, and fre
   const b = bench.consumer('b')
   t.same(bench.turn(b.carrier), [[]], 'nothing moves to another one yet')
   t.match(bench.outbox.resumeQuestion('a' as PeerId).lanes, [[Buffer.from(SPACE, 'hex'), bench.route.number, 1, 3, 0, []]])
-  bench.outbox.resumed('a' as PeerId, [{ space: SPACE, route: bench.route.number, done: [1, 1], dead: [], running: [2] }], bench.now)
+  bench.outbox.resumed('a' as PeerId, [{ space: SPACE, route: bench.route.number, done: [1, 1], dead: [], expired: [], running: [2] }], bench.now)
   t.equal(sent[0]!.outcome, 'done')
   t.same(bench.turn(b.carrier), [['free']])
   bench.outbox.linkDown(a.carrier, bench.now)
