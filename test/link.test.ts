@@ -5,6 +5,7 @@ import { createIdentity, verify } from '../src/identity.js'
 import { Handshake, type Hello, heartbeat, judge, knowsPair, LinkConnection, type Proofs } from '../src/link.js'
 import type { LineageEntry, PeerRow } from '../src/log/rows.js'
 import type { PeerId, SpaceId } from '../src/message.js'
+import { ALL_RULES } from '../src/rules.js'
 import { PacketWriter, readPacket } from '../src/transport/frame.js'
 import type { Connection } from '../src/transport/transport.js'
 

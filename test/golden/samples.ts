@@ -45,7 +45,7 @@ export function frames(): Record<string, Buffer> {
     'welcome of a stranger': control(FRAME.welcome),
     ready: control(FRAME.ready, true),
     resume: control(FRAME.resume, [SPACE_ID], [[SPACE, 7, 1, 90, 40, [3, 8]]]),
-    resumed: control(FRAME.resumed, [[SPACE, 7, [1, 40], [42, 42], [43]]]),
+    resumed: control(FRAME.resumed, [[SPACE, 7, [1, 40], [42, 42], [43], [45, 45]]]),
     consume: control(FRAME.consume, 1, 'queue', 'orders', '', '', 'key', false, 2),
     'consume of a durable subscription': control(FRAME.consume, 2, 'topic', 'order.*', 'mail', '', 'strict', true, 2),
     unconsume: control(FRAME.unconsume, 2, true),
