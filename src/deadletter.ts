@@ -21,12 +21,15 @@ export function* findLetters(log: Log, filter: DeadLetterFilter): Iterable<Store
     for (;;) {
       const page: StoredLetter[] = []
       log.scan(start, to, (key, value) => {
-        page.push({ key, row: rows.read<rows.DeadLetterRow>(value) })
-        return page.length < PAGE
+        const row = rows.read<rows.DeadLetterRow>(value)
+        // A page ends with the last letter of an id: one that dies again meanwhile comes right behind it, and is not met.
+        if (page.length >= PAGE && page[page.length - 1]!.row.id !== row.id) return false
+        page.push({ key, row })
+        return true
       })
       for (const letter of page) if (fits(letter.row, filter)) yield letter
       if (page.length < PAGE) break
-      start = Buffer.concat([page[page.length - 1]!.key, Buffer.from([0])])
+      start = rows.deadLetterRange(page[page.length - 1]!.row.id)[1]
     }
   }
 }
