@@ -1,4 +1,3 @@
-import { ALL_RULES } from '../src/rules.js'
 import { createHmac, timingSafeEqual } from 'node:crypto'
 import t from 'tap'
 import { createIdentity, verify } from '../src/identity.js'
