@@ -22,7 +22,11 @@ t.test('after a cut the link is back within about two seconds, and nothing is lo
     t.equal(seen.length, 100)
     for (const key of [0, 1, 2]) {
       const of = seen.filter((n) => n % 3 === key)
-      t.same(of, [...of].sort((a, b) => a - b), 'in order')
+      t.same(
+        of,
+        [...of].sort((a, b) => a - b),
+        'in order',
+      )
     }
   }
 })
@@ -34,7 +38,9 @@ t.test('a link through which nothing comes is dead after three seconds, and come
   const arrived = gate<Message>()
   consumer.consume('q', (message) => arrived.open(message))
   await hasConsumers(sender, 'q')
-  const downs: Promise<unknown>[] = [sender, consumer].map((peer) => new Promise((resolve) => peer.on('link', (status) => status.state === 'down' && resolve(status.reason))))
+  const downs: Promise<unknown>[] = [sender, consumer].map(
+    (peer) => new Promise((resolve) => peer.on('link', (status) => status.state === 'down' && resolve(status.reason))),
+  )
   proxy.swallow(true)
   const start = performance.now()
   await within(Promise.all(downs), 'the end of the link at both ends', 5000)
@@ -59,7 +65,10 @@ t.test('two peers that dial each other end with one link', async (t) => {
   await eventually(() => d.status().peers.filter((peer) => peer.state === 'up').length === 2)
   await pause(300)
   for (const peer of [a, b]) {
-    const ups = peer.status().peers.filter((each) => each.state === 'up').map((each) => each.id)
+    const ups = peer
+      .status()
+      .peers.filter((each) => each.state === 'up')
+      .map((each) => each.id)
     t.equal(new Set(ups).size, ups.length, 'one link to each')
   }
   let done = 0

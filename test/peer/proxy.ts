@@ -1,6 +1,7 @@
 /** A TCP proxy that a test can cut, or let swallow everything. */
-import { connect, createServer, type Socket } from 'node:net'
+
 import type { AddressInfo } from 'node:net'
+import { connect, createServer, type Socket } from 'node:net'
 import type { Test } from 'tap'
 
 export class Proxy {
@@ -28,7 +29,10 @@ export class Proxy {
 
   #join(client: Socket, target: Socket): void {
     this.connections++
-    for (const [from, to] of [[client, target], [target, client]] as const) {
+    for (const [from, to] of [
+      [client, target],
+      [target, client],
+    ] as const) {
       this.#sockets.add(from)
       from.on('data', (bytes) => {
         if (!this.#isBlackhole) to.write(bytes)
