@@ -422,7 +422,11 @@ function checkClass(run: Check, fate: Fate): void {
   for (const { p } of fate.starts) {
     const there = classes.get(p)
     if (there === undefined || DURABILITY_RANK[there] >= DURABILITY_RANK[own]) continue
-    run.problem('lower-class', [fate.value], `${fate.value} of class ${own} was handed to ${p}, whose store has class ${there}.`)
+    run.problem(
+      'lower-class',
+      [fate.value],
+      `${fate.value} of class ${own} was handed to ${p}, whose store has class ${there}.`,
+    )
     return
   }
 }
@@ -435,7 +439,12 @@ function checkCounters(run: Check): void {
       if (counter === undefined) continue
       const place = `${store} ${counter.name} ${counter.total}`
       const other = totals.get(place)
-      if (other !== undefined) run.problem('lost-update', [other, value], `${other} and ${value} both made ${counter.name} of ${store} ${counter.total}.`)
+      if (other !== undefined)
+        run.problem(
+          'lost-update',
+          [other, value],
+          `${other} and ${value} both made ${counter.name} of ${store} ${counter.total}.`,
+        )
       totals.set(place, value)
     }
 }
@@ -450,10 +459,17 @@ function checkAsked(run: Check): void {
     const fate = run.fate(value)
     // Nothing of class memory outlives its process, and a store that was lost tells nothing.
     const ok = fate.oks.at(-1)
-    if (ok === undefined || run.losses.size > 0 || run.memoryCrashAt >= ok.t || (ok.class === 'memory' && run.crashAt >= ok.t)) continue
+    if (
+      ok === undefined ||
+      run.losses.size > 0 ||
+      run.memoryCrashAt >= ok.t ||
+      (ok.class === 'memory' && run.crashAt >= ok.t)
+    )
+      continue
     if (fate.isToldExpired && ok.class === 'memory' && outcome === 'expired') continue
     const happened = outcome === 'done' ? fate.effects.length > 0 : fate.parked.some(({ f }) => f === outcome)
-    if (!happened) run.problem('false-outcome', [value], `${p} says at the end that ${value} is ${outcome}, and no store says so.`)
+    if (!happened)
+      run.problem('false-outcome', [value], `${p} says at the end that ${value} is ${outcome}, and no store says so.`)
   }
 }
 
@@ -494,13 +510,23 @@ function checkOrder(run: Check): void {
     const seen = { fate, t, commit: first.commit, how }
     // A repeated send may have taken the place of its repetition.
     if (fate.invokes.length === 1 && invoke!.key !== undefined && !invoke!.delayed)
-      add(`${invoke!.p} ${run.era(invoke!.p, invoke!.t)} ${invoke!.queue} ${invoke!.key}`, { ...seen, place: invoke!.n, minor: 0, parent: '' })
+      add(`${invoke!.p} ${run.era(invoke!.p, invoke!.t)} ${invoke!.queue} ${invoke!.key}`, {
+        ...seen,
+        place: invoke!.n,
+        minor: 0,
+        parent: '',
+      })
     const [parent] = fate.parents
     if (fate.invokes.length > 0 || fate.parents.length !== 1 || parent === undefined) continue
     const minor = parent.emits!.findIndex(({ value }) => value === fate.value)
     const { queue, key } = parent.emits![minor]!
     if (key === undefined) continue
-    add(`tx ${parent.store} ${run.era(parent.store, parent.t)} ${queue} ${key}`, { ...seen, place: parent.commit, minor, parent: `${parent.value} ${parent.run}` })
+    add(`tx ${parent.store} ${run.era(parent.store, parent.t)} ${queue} ${key}`, {
+      ...seen,
+      place: parent.commit,
+      minor,
+      parent: `${parent.value} ${parent.run}`,
+    })
   }
   for (const group of groups.values()) checkGroup(run, group)
 }

@@ -1,6 +1,7 @@
 /** Many seeds in a row, one after another, and what they came past. */
-import { profile, type RunOptions } from './profile.js'
+
 import type { KINDS } from './kinds.js'
+import { profile, type RunOptions } from './profile.js'
 import { type Failure, runWorld } from './world.js'
 
 export interface SeedFailure {
