@@ -32,11 +32,7 @@ export function* findLetters(log: Log, filter: DeadLetterFilter): Iterable<Store
 
 function fits(row: rows.DeadLetterRow, filter: DeadLetterFilter): boolean {
   if (filter.queue !== undefined && (row.kind !== 'queue' || row.name !== filter.queue)) return false
-  if (
-    filter.topic !== undefined &&
-    (row.kind !== 'topic' || (row.name !== filter.topic && row.pattern !== filter.topic))
-  )
-    return false
+  if (filter.topic !== undefined && (row.kind !== 'topic' || (row.name !== filter.topic && row.pattern !== filter.topic))) return false
   return true
 }
 

@@ -27,11 +27,7 @@ export class InLane {
   readonly attempts = new Map<number, KnownAttempt>()
   isDirty = false
   /** Settled and durable, not acknowledged yet: flat from, to pairs for each outcome. */
-  readonly acks: [done: IntervalSet, dead: IntervalSet, expired: IntervalSet] = [
-    new IntervalSet(),
-    new IntervalSet(),
-    new IntervalSet(),
-  ]
+  readonly acks: [done: IntervalSet, dead: IntervalSet, expired: IntervalSet] = [new IntervalSet(), new IntervalSet(), new IntervalSet()]
   hasAcks = false
 
   constructor(
@@ -60,13 +56,7 @@ export class InLane {
 
   /** Its row in the log. */
   get row(): DoneRow {
-    return {
-      peer: this.peer,
-      epoch: this.epoch,
-      ends: this.done.ends,
-      dead: this.dead.ends,
-      expired: this.expired.ends,
-    }
+    return { peer: this.peer, epoch: this.epoch, ends: this.done.ends, dead: this.dead.ends, expired: this.expired.ends }
   }
 
   /** What a RESUME answer says is done: not what is still being committed. */
@@ -164,10 +154,7 @@ export class Held {
   }
 
   get id(): string {
-    return (
-      this.meta?.i ??
-      `${this.lane.spaceBytes.toString('base64url')}.${data.number(this.frame, this.start).toString(36)}`
-    )
+    return this.meta?.i ?? `${this.lane.spaceBytes.toString('base64url')}.${data.number(this.frame, this.start).toString(36)}`
   }
 }
 

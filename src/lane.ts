@@ -6,8 +6,8 @@ import { IntervalSet } from './interval.js'
 import type { Durability } from './log/log.js'
 import type { DestinationKind, Outcome, PeerId, SpaceId } from './message.js'
 import { Deque } from './queue.js'
-import type { Route } from './route.js'
 import type { Meta, PacketWriter } from './transport/frame.js'
+import type { Route } from './route.js'
 
 /** One accepted message, whatever the number of its routes. */
 export class Sent {
@@ -285,9 +285,7 @@ export class Lane {
   }
 
   get isFinished(): boolean {
-    return (
-      this.slots.length === 0 && this.stragglers.size === 0 && this.contested.size === 0 && this.loadedTo >= this.next
-    )
+    return this.slots.length === 0 && this.stragglers.size === 0 && this.contested.size === 0 && this.loadedTo >= this.next
   }
 
   add(entry: Entry): void {
@@ -350,9 +348,7 @@ export class Lane {
   /** What may be told as finished: all up to `through` except the exceptions. */
   get finished(): { through: number; exceptions: number[] } {
     // What is contested is not over: its other holder must still be able to say how it ended there.
-    const exceptions = [...this.stragglers.keys(), ...this.contested.keys()]
-      .filter((sequence) => sequence < this.base)
-      .sort((a, b) => a - b)
+    const exceptions = [...this.stragglers.keys(), ...this.contested.keys()].filter((sequence) => sequence < this.base).sort((a, b) => a - b)
     if (exceptions.length <= EXCEPTIONS_MAX) return { through: this.base - 1, exceptions }
     return { through: exceptions[EXCEPTIONS_MAX]! - 1, exceptions: exceptions.slice(0, EXCEPTIONS_MAX) }
   }

@@ -13,17 +13,8 @@ import { matches } from './pattern/topic.js'
 import { DueHeap } from './queue.js'
 import { Route } from './route.js'
 import type { Rules } from './rules.js'
-import {
-  DATA_FLAG,
-  DATA_HEADER_BYTES,
-  data,
-  type Encoded,
-  encodeMeta,
-  type Meta,
-  violation,
-  writeData,
-} from './transport/frame.js'
 import { Unwritten } from './unwritten.js'
+import { DATA_FLAG, DATA_HEADER_BYTES, data, type Encoded, encodeMeta, type Meta, violation, writeData } from './transport/frame.js'
 
 const MEMORY_LINE = 0x80000000
 /** Bytes that a record takes in the log beside its frame: key, checksum, its share of the page. */
@@ -33,8 +24,7 @@ const RECORD_OVERHEAD = 40
 const INLINE_BYTES = 1900
 const PAGE_BYTES = 4096
 
-const rowBytes = (bytes: number): number =>
-  bytes <= INLINE_BYTES ? bytes + RECORD_OVERHEAD : Math.ceil((bytes + 100) / PAGE_BYTES) * PAGE_BYTES
+const rowBytes = (bytes: number): number => (bytes <= INLINE_BYTES ? bytes + RECORD_OVERHEAD : Math.ceil((bytes + 100) / PAGE_BYTES) * PAGE_BYTES)
 
 /** What the shell needs to know of a message to append it. */
 export interface Draft {
@@ -132,14 +122,7 @@ export class Outbox {
     return route
   }
 
-  #register(
-    number: number,
-    kind: DestinationKind,
-    name: string,
-    group: string,
-    owner: string,
-    durable: boolean,
-  ): Route {
+  #register(number: number, kind: DestinationKind, name: string, group: string, owner: string, durable: boolean): Route {
     const route = new Route(number, kind, name, group, owner, durable, this.rules)
     this.routes.set(number, route)
     this.#byName.set(routeName(kind, name, group, owner), route)
@@ -175,8 +158,7 @@ export class Outbox {
     const row: rows.RouteRow = { kind, name, group, owner, durable, dropped: true }
     this.#changes.push(rows.put(rows.routeKey(route.number), row))
     for (const lane of route.lanes) {
-      for (const entry of [...lane.entries()])
-        if (entry.state !== 'out' && entry.state !== 'doubt' && entry.state !== 'uncommitted') this.#expire(entry, now)
+      for (const entry of [...lane.entries()]) if (entry.state !== 'out' && entry.state !== 'doubt' && entry.state !== 'uncommitted') this.#expire(entry, now)
     }
     this.#active.add(route)
     this.#leaveDropped(route)
@@ -196,14 +178,7 @@ export class Outbox {
     const known = isMemory ? route.memory : route.current
     if (known) return known
     const { space, epoch } = this.incarnation
-    const lane = new Lane(
-      route,
-      space,
-      this.#spaceBytes,
-      epoch,
-      isMemory ? route.number + MEMORY_LINE : route.number,
-      false,
-    )
+    const lane = new Lane(route, space, this.#spaceBytes, epoch, isMemory ? route.number + MEMORY_LINE : route.number, false)
     if (isMemory) route.memory = lane
     else route.current = lane
     route.lanes.push(lane)
@@ -233,32 +208,14 @@ export class Outbox {
     const length = DATA_HEADER_BYTES + keyBytes + (meta?.length ?? 0) + draft.body.bytes.length
     const start = this.#reserve(length)
     const slab = this.#slab
-    const fields = {
-      sequence: 0,
-      number: sent.number,
-      created: wallNow,
-      key: draft.key,
-      keyBytes,
-      meta,
-      lower: draft.lower,
-    }
+    const fields = { sequence: 0, number: sent.number, created: wallNow, key: draft.key, keyBytes, meta, lower: draft.lower }
     writeData(slab, start, fields, draft.body)
     sent.unconfirmed = sent.unsettled = targets.length
     sent.space = this.incarnation.space
     for (const route of targets) this.#appendTo(route, draft, sent, isMemory, slab, start, start + length, wallNow, now)
   }
 
-  #appendTo(
-    route: Route,
-    draft: Draft,
-    sent: Sent,
-    isMemory: boolean,
-    slab: Buffer,
-    start: number,
-    end: number,
-    wall: number,
-    now: number,
-  ): void {
+  #appendTo(route: Route, draft: Draft, sent: Sent, isMemory: boolean, slab: Buffer, start: number, end: number, wall: number, now: number): void {
     const lane = this.#lane(route, isMemory)
     const isBehind = !isMemory && route.isBehind(route.order === 'strict' || draft.key !== '')
     const entry = new Entry(route, lane, lane.next++, sent.number, slab, start, end, wall, sent)
@@ -401,27 +358,13 @@ export class Outbox {
   #collectCounters(route: Route, batch: Change[]): void {
     const { accepted, done, dead, expired } = route.counters
     const { unwritten, unwrittenBytes, pendingBytes } = route
-    batch.push(
-      rows.put(rows.countersKey(route.number), [
-        accepted - unwritten,
-        done,
-        dead,
-        expired,
-        pendingBytes - unwrittenBytes,
-      ]),
-    )
+    batch.push(rows.put(rows.countersKey(route.number), [accepted - unwritten, done, dead, expired, pendingBytes - unwrittenBytes]))
     route.dirty = false
   }
 
   /** Is there anything to write that someone waits for? Removals and counters ride along. */
   wantsCommit(now: number): boolean {
-    return (
-      this.#touching.length > 0 ||
-      this.#expiring.length > 0 ||
-      this.#changes.length > 0 ||
-      this.#telling.length > 0 ||
-      this.#wanted.dueAt(now) <= now
-    )
+    return this.#touching.length > 0 || this.#expiring.length > 0 || this.#changes.length > 0 || this.#telling.length > 0 || this.#wanted.dueAt(now) <= now
   }
 
   /** When `wantsCommit` turns true by itself. */
@@ -431,12 +374,7 @@ export class Outbox {
 
   /** Is nothing accepted that is neither settled nor written? */
   get isWritten(): boolean {
-    return (
-      this.#wanted.length === 0 &&
-      this.#touching.length === 0 &&
-      this.#expiring.length === 0 &&
-      this.#changes.length === 0
-    )
+    return this.#wanted.length === 0 && this.#touching.length === 0 && this.#expiring.length === 0 && this.#changes.length === 0
   }
 
   /** Everything accepted so far is to be in the next batch. */
@@ -498,35 +436,13 @@ export class Outbox {
   }
 
   /** Records that were read, in order; `to` is how far the reading went. */
-  loaded(
-    lane: Lane,
-    records: ReadonlyArray<{ sequence: number; frame: Buffer }>,
-    to: number,
-    wallNow: number,
-    now: number,
-  ): void {
+  loaded(lane: Lane, records: ReadonlyArray<{ sequence: number; frame: Buffer }>, to: number, wallNow: number, now: number): void {
     for (const { sequence, frame } of records) {
       if (lane.finishedOnDisk.has(sequence)) {
-        this.#forgetRecord(
-          lane,
-          sequence,
-          frame.length,
-          lane.expiredOnDisk.has(sequence) ? 'expired' : lane.deadOnDisk.has(sequence) ? 'dead' : 'done',
-          data.number(frame, 0),
-        )
+        this.#forgetRecord(lane, sequence, frame.length, lane.expiredOnDisk.has(sequence) ? 'expired' : lane.deadOnDisk.has(sequence) ? 'dead' : 'done', data.number(frame, 0))
         continue
       }
-      const entry = new Entry(
-        lane.route,
-        lane,
-        sequence,
-        data.number(frame, 0),
-        frame,
-        0,
-        frame.length,
-        data.created(frame, 0),
-        this.#watched.get(watchName(lane.space, data.number(frame, 0))) ?? null,
-      )
+      const entry = new Entry(lane.route, lane, sequence, data.number(frame, 0), frame, 0, frame.length, data.created(frame, 0), this.#watched.get(watchName(lane.space, data.number(frame, 0))) ?? null)
       const meta = data.meta(frame, 0)
       entry.write = 'durable'
       entry.confirmed = true
@@ -589,8 +505,7 @@ export class Outbox {
 
   /** Something may move on this link again: it drained. */
   wake(carrier: Carrier): void {
-    for (const route of this.routes.values())
-      if (route.consumers.some((consumer) => consumer.carrier === carrier)) this.#active.add(route)
+    for (const route of this.routes.values()) if (route.consumers.some((consumer) => consumer.carrier === carrier)) this.#active.add(route)
   }
 
   /** The connection is gone: what was out there is in doubt until its consumer says, or `failoverMs` is over. */
@@ -608,8 +523,7 @@ export class Outbox {
         entry.doubtAt = peer
         doubt.add(entry)
       }
-      for (const [sequence, at] of lane.running)
-        if (at === peer) lane.running.delete(sequence) && lane.unresolved.add(peer)
+      for (const [sequence, at] of lane.running) if (at === peer) lane.running.delete(sequence) && lane.unresolved.add(peer)
     }
     this.#down.set(peer, now)
     this.#failovers.add(now + this.limits.failoverMs, { peer, down: now })
@@ -625,14 +539,7 @@ export class Outbox {
       if (lane.isMemory ? !this.#hasDoubt(lane, peer) : !lane.touched.has(peer)) continue
       const { through, exceptions } = lane.finished
       const contested = [...lane.contested.keys()]
-      lanes.push([
-        lane.spaceBytes,
-        lane.number,
-        Math.min(lane.base, ...contested),
-        lane.next - 1,
-        this.rules.tellFinished ? through : 0,
-        exceptions,
-      ])
+      lanes.push([lane.spaceBytes, lane.number, Math.min(lane.base, ...contested), lane.next - 1, this.rules.tellFinished ? through : 0, exceptions])
     }
     return { open: [...open], lanes }
   }
@@ -653,8 +560,7 @@ export class Outbox {
       this.#settleRanges(lane, answer.done, 'done', peer)
       this.#settleRanges(lane, answer.dead, 'dead', peer)
       this.#settleRanges(lane, answer.expired, 'expired', peer)
-      for (const [sequence, { others }] of lane.contested)
-        if (others.has(peer) && !answer.running.includes(sequence)) this.#heardOf(lane, sequence, peer)
+      for (const [sequence, { others }] of lane.contested) if (others.has(peer) && !answer.running.includes(sequence)) this.#heardOf(lane, sequence, peer)
       if (!this.rules.resumeListsRunning) continue
       for (const sequence of answer.running) {
         const entry = lane.get(sequence)
@@ -708,8 +614,7 @@ export class Outbox {
   ack(peer: PeerId, space: string, number: number, ends: readonly number[], outcome: Outcome): void {
     const lane = this.#lanes.get(laneName(space, number))
     if (!lane || (outcome === 'dead' && !this.rules.deadIsSettled)) return
-    if (!lane.isOld && ends[ends.length - 1]! >= lane.next)
-      throw violation(`it acknowledged a message that was never sent (${ends[ends.length - 1]})`)
+    if (!lane.isOld && ends[ends.length - 1]! >= lane.next) throw violation(`it acknowledged a message that was never sent (${ends[ends.length - 1]})`)
     this.#settleRanges(lane, this.rules.exactAcks ? ends : [1, ends[ends.length - 1]!], outcome, peer)
   }
 
@@ -721,14 +626,10 @@ export class Outbox {
       const from = ends[i]!
       const to = Math.min(ends[i + 1]!, lane.next - 1)
       if (to >= lane.loadedTo && mayHold) this.#settleOnDisk(lane, Math.max(from, lane.loadedTo), to, outcome)
-      for (const sequence of lane.stragglers.keys())
-        if (sequence >= from && sequence <= to) this.#settleOne(lane, sequence, outcome, peer, mayHold)
-      for (let sequence = Math.max(from, lane.base); sequence <= Math.min(to, lane.loadedTo - 1); sequence++)
-        this.#settleOne(lane, sequence, outcome, peer, mayHold)
-      for (const sequence of lane.contested.keys())
-        if (sequence >= from && sequence <= to) this.#contest(lane, sequence, outcome, peer)
-      for (const sequence of lane.running.keys())
-        if (sequence >= from && sequence <= ends[i + 1]!) lane.running.delete(sequence)
+      for (const sequence of lane.stragglers.keys()) if (sequence >= from && sequence <= to) this.#settleOne(lane, sequence, outcome, peer, mayHold)
+      for (let sequence = Math.max(from, lane.base); sequence <= Math.min(to, lane.loadedTo - 1); sequence++) this.#settleOne(lane, sequence, outcome, peer, mayHold)
+      for (const sequence of lane.contested.keys()) if (sequence >= from && sequence <= to) this.#contest(lane, sequence, outcome, peer)
+      for (const sequence of lane.running.keys()) if (sequence >= from && sequence <= ends[i + 1]!) lane.running.delete(sequence)
     }
     this.#active.add(lane.route)
     this.#retire(lane)
@@ -744,8 +645,7 @@ export class Outbox {
   #settleOne(lane: Lane, sequence: number, outcome: Outcome, peer: PeerId, mayHold: boolean): void {
     const entry = lane.get(sequence)
     if (!entry || entry.state === 'uncommitted' || entry.state === 'expiring') return
-    if (mayHold || entry.target?.peer === peer || entry.doubtAt === peer || entry.others?.has(peer))
-      this.#finish(entry, outcome, peer)
+    if (mayHold || entry.target?.peer === peer || entry.doubtAt === peer || entry.others?.has(peer)) this.#finish(entry, outcome, peer)
   }
 
   /** Dead letters to be taken back, with the peers that hold them (rule P13). */
@@ -779,14 +679,12 @@ export class Outbox {
       if (lane.running.get(sequence) !== peer) return
       lane.running.delete(sequence)
       // Of some that run, this store may know nothing: they were never written, or a restore undid them.
-      if (sequence < lane.next)
-        lane.nacked.set(sequence, { attempts: fields.attempts, due: now + fields.delayMs, history: fields.history })
+      if (sequence < lane.next) lane.nacked.set(sequence, { attempts: fields.attempts, due: now + fields.delayMs, history: fields.history })
       this.#active.add(lane.route)
       this.#retire(lane)
       return
     }
-    const holds =
-      (entry.state === 'out' && entry.target?.peer === peer) || (entry.state === 'doubt' && entry.doubtAt === peer)
+    const holds = (entry.state === 'out' && entry.target?.peer === peer) || (entry.state === 'doubt' && entry.doubtAt === peer)
     if (holds) this.#takeBack(entry, fields, now)
   }
 
@@ -883,8 +781,7 @@ export class Outbox {
     if (at < 0) return
     route.lanes.splice(at, 1)
     this.#lanes.delete(laneName(lane.space, lane.number))
-    for (const peer of lane.touched.keys())
-      this.#lazy.push(rows.remove(rows.touchedKey(lane.epoch, route.number, peer)))
+    for (const peer of lane.touched.keys()) this.#lazy.push(rows.remove(rows.touchedKey(lane.epoch, route.number, peer)))
   }
 
   #expire(entry: Entry, now: number): void {
@@ -916,8 +813,7 @@ export class Outbox {
     }
     for (let entry = this.#expiries.takeDue(now); entry; entry = this.#expiries.takeDue(now)) {
       const unhanded = entry.state === 'ready' || entry.state === 'waiting'
-      if (unhanded || (!this.rules.expireOnlyUnhanded && (entry.state === 'out' || entry.state === 'doubt')))
-        this.#expire(entry, now)
+      if (unhanded || (!this.rules.expireOnlyUnhanded && (entry.state === 'out' || entry.state === 'doubt'))) this.#expire(entry, now)
     }
     const failed: PeerId[] = []
     for (let next = this.#failovers.takeDue(now); next; next = this.#failovers.takeDue(now)) {
@@ -958,7 +854,7 @@ export class Outbox {
   #wantTouch = (lane: Lane, peer: PeerId): void => {
     lane.touched.set(peer, 'wanted')
     this.#touching.push([lane, peer])
-  };
+  }
 
   /** Lanes of which a consumer should hear what is finished, and clears the mark. */
   *untold(carrier: Carrier, least: number): Iterable<[number: number, through: number, exceptions: number[]]> {
@@ -1051,14 +947,7 @@ export class Outbox {
   }
 
   /** A lane of an older space, with its first and last record; `touched` may hold some of it (rule P1). */
-  restoreLane(
-    number: number,
-    incarnation: Incarnation,
-    first: number,
-    last: number,
-    touched: readonly PeerId[],
-    now: number,
-  ): void {
+  restoreLane(number: number, incarnation: Incarnation, first: number, last: number, touched: readonly PeerId[], now: number): void {
     const route = this.routes.get(number)
     invariant(route !== undefined, `the log has records of route ${number} and not the route`)
     const spaceBytes = Buffer.from(incarnation.space, 'hex')
@@ -1079,16 +968,10 @@ export class Outbox {
   }
 
   /** Consumers that may run messages of which no record is left: their keys still wait for them (rule P1). */
-  restoreTouched(
-    lines: ReadonlyArray<[epoch: number, route: number]>,
-    spaces: ReadonlyMap<number, SpaceId>,
-    touched: ReadonlyMap<string, PeerId[]>,
-    now: number,
-  ): void {
+  restoreTouched(lines: ReadonlyArray<[epoch: number, route: number]>, spaces: ReadonlyMap<number, SpaceId>, touched: ReadonlyMap<string, PeerId[]>, now: number): void {
     for (const [epoch, route] of lines) {
       const space = spaces.get(epoch)
-      if (space && this.routes.has(route))
-        this.restoreLane(route, { epoch, space }, 1, 0, touched.get(`${epoch}/${route}`) ?? [], now)
+      if (space && this.routes.has(route)) this.restoreLane(route, { epoch, space }, 1, 0, touched.get(`${epoch}/${route}`) ?? [], now)
     }
   }
 
@@ -1096,19 +979,14 @@ export class Outbox {
   whereIs(space: string, number: number): { isOurs: boolean; isPending: boolean; onDisk: Lane[] } {
     const lanes = [...this.#lanes.values()].filter((lane) => lane.space === space)
     const isOurs = space === this.incarnation.space ? number <= this.#number : lanes.length > 0
-    const isIt = (entry: Entry): boolean =>
-      entry.number === number && entry.lane.space === space && entry.state !== 'settled'
-    const isPending =
-      lanes.some((lane) => (lane.findNumber(number)?.state ?? 'settled') !== 'settled') ||
-      [...this.#wanted].some(isIt) ||
-      this.#writing.some(isIt)
+    const isIt = (entry: Entry): boolean => entry.number === number && entry.lane.space === space && entry.state !== 'settled'
+    const isPending = lanes.some((lane) => (lane.findNumber(number)?.state ?? 'settled') !== 'settled') || [...this.#wanted].some(isIt) || this.#writing.some(isIt)
     return { isOurs, isPending, onDisk: lanes.filter((lane) => lane.loadedTo < lane.next) }
   }
 
   /** The outcome of a message whose row is not written yet. */
   recentOutcome(space: string, number: number): Outcome | null {
-    for (const entry of [...this.#expiring, ...this.#expiryWritten])
-      if (entry.lane.space === space && entry.number === number) return 'expired'
+    for (const entry of [...this.#expiring, ...this.#expiryWritten]) if (entry.lane.space === space && entry.number === number) return 'expired'
     const name = watchName(space, number)
     return this.#unwritten.get(name) ?? this.#memoryEnds.get(name) ?? null
   }
@@ -1125,10 +1003,8 @@ export class Outbox {
   *unconfirmed(): Iterable<Sent> {
     yield* this.confirmed
     const telling = [...this.#telling, ...this.#tellingWritten].map(([entry]) => entry)
-    for (const entry of [...this.#wanted, ...this.#writing, ...telling])
-      if (entry.sent && !entry.confirmed) yield entry.sent
-    for (const lane of this.#lanes.values())
-      for (const entry of lane.entries()) if (entry.sent && !entry.confirmed) yield entry.sent
+    for (const entry of [...this.#wanted, ...this.#writing, ...telling]) if (entry.sent && !entry.confirmed) yield entry.sent
+    for (const lane of this.#lanes.values()) for (const entry of lane.entries()) if (entry.sent && !entry.confirmed) yield entry.sent
   }
 
   /** Space and number that an id tells (rule P18), or null where it is a caller's own. */
@@ -1142,8 +1018,7 @@ export class Outbox {
 function sentenceOf(entry: Entry): string {
   const where = `In ${entry.route.kind} "${entry.route.name}" (group ${entry.route.group || 'default'})`
   const tries = entry.attempts > 0 ? ` after ${entry.attempts} failed deliveries` : ''
-  const log =
-    entry.write === 'none' ? 'kept in memory' : entry.write === 'durable' ? 'in the log' : 'on its way to the log'
+  const log = entry.write === 'none' ? 'kept in memory' : entry.write === 'durable' ? 'in the log' : 'on its way to the log'
   switch (entry.state) {
     case 'out':
       return `${where} it is with ${entry.target?.peer}${tries}, ${log}.`
@@ -1170,5 +1045,4 @@ const MEMORY_ENDS = 10_000
 const isSettled = (entry: Entry): boolean => entry.state === 'settled'
 const watchName = (space: string, number: number): string => `${space}/${number}`
 const laneName = (space: string, number: number): string => `${space}/${number}`
-const routeName = (kind: string, name: string, group: string, owner: string): string =>
-  `${kind}/${name}/${group}/${owner}`
+const routeName = (kind: string, name: string, group: string, owner: string): string => `${kind}/${name}/${group}/${owner}`

@@ -70,8 +70,7 @@ export class Route {
   /** Is there a consumer, with a store of this class, that takes messages now? */
   isServed(rank: number): boolean {
     if (this.isFenced) return false
-    for (const consumer of this.consumers)
-      if (consumer.rank >= rank && consumer.carrier.isOpen && (consumer.messages > 0 || consumer.out > 0)) return true
+    for (const consumer of this.consumers) if (consumer.rank >= rank && consumer.carrier.isOpen && (consumer.messages > 0 || consumer.out > 0)) return true
     return false
   }
 
@@ -95,12 +94,7 @@ export class Route {
 
   /** The first lane with messages on disk whose turn it is, where there is room in memory. */
   wantsLoad(): Lane | null {
-    if (
-      this.free.length >= MEMORY_MESSAGES / 4 ||
-      this.inMemory >= MEMORY_MESSAGES ||
-      this.inMemoryBytes >= MEMORY_BYTES
-    )
-      return null
+    if (this.free.length >= MEMORY_MESSAGES / 4 || this.inMemory >= MEMORY_MESSAGES || this.inMemoryBytes >= MEMORY_BYTES) return null
     for (const lane of this.lanes) {
       if (lane.loadedTo >= lane.next) continue
       // What is behind a fenced lane may hold later messages of its keys.
@@ -260,8 +254,7 @@ export class Route {
         continue
       }
       const bound = key.out > 0 ? key.at : null
-      const consumer =
-        bound === null ? this.#choose(entry, wantTouch) : this.#fits(entry, bound, wantTouch) ? bound : null
+      const consumer = bound === null ? this.#choose(entry, wantTouch) : this.#fits(entry, bound, wantTouch) ? bound : null
       if (consumer === null) {
         if (bound === null) return false
         bound.stalled.push(key)

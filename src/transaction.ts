@@ -120,7 +120,6 @@ export class State {
     this.#durable = version
     let oldest = version
     for (const tx of this.#open) oldest = Math.min(oldest, tx.startVersion)
-    for (const [key, { version: written }] of this.#recent)
-      if (written <= oldest && written <= this.#durable) this.#recent.delete(key)
+    for (const [key, { version: written }] of this.#recent) if (written <= oldest && written <= this.#durable) this.#recent.delete(key)
   }
 }

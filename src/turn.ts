@@ -17,8 +17,8 @@ import * as rows from './log/rows.js'
 import type { DestinationKind, PeerEvents, PeerId, SpaceId, StateLoss } from './message.js'
 import { LIMITS, type Limits } from './options.js'
 import type { Draft } from './outbox.js'
-import { type Opened, openStore } from './restore.js'
 import type { Route } from './route.js'
+import { openStore, type Opened } from './restore.js'
 import type { Rules } from './rules.js'
 import { State, type TxBuffer } from './transaction.js'
 import { FRAME } from './transport/frame.js'
@@ -153,15 +153,7 @@ export class Turn {
     const links = this.links
     link.isSelf = true
     link.state = 'up'
-    link.hello = {
-      peer: proofs.peerId,
-      storeId,
-      epoch: this.store.epoch,
-      space: this.store.space,
-      counter: 0,
-      name,
-      durability,
-    }
+    link.hello = { peer: proofs.peerId, storeId, epoch: this.store.epoch, space: this.store.space, counter: 0, name, durability }
     links.adoptSelf(link)
   }
 
@@ -178,13 +170,7 @@ export class Turn {
     this.failure = error
     this.kill()
     const code = this.options.rules.unknownIsUnknown ? 'UNKNOWN' : 'FULL'
-    this.#leaveUnknown(
-      new PeerpostError(
-        code,
-        `The peer stopped before this was confirmed: ${error.message} Send it again with the same id.`,
-        error,
-      ),
-    )
+    this.#leaveUnknown(new PeerpostError(code, `The peer stopped before this was confirmed: ${error.message} Send it again with the same id.`, error))
     this.options.emit('failed', error)
   }
 
@@ -215,9 +201,7 @@ export class Turn {
     this.links.close('CLOSED')
     this.#isDead = true
     this.#timer?.()
-    this.#leaveUnknown(
-      new PeerpostError('UNKNOWN', 'The peer closed before this was confirmed. Send it again with the same id.'),
-    )
+    this.#leaveUnknown(new PeerpostError('UNKNOWN', 'The peer closed before this was confirmed. Send it again with the same id.'))
   }
 
   /** Runs `work` of the shell; a broken invariant or a damaged row stops the peer. */
@@ -241,16 +225,9 @@ export class Turn {
 
   /** Throws FULL where the quota leaves no room (rule P6). */
   checkRoom(bytes: number): void {
-    if (this.#isFull)
-      throw new PeerpostError(
-        'FULL',
-        'The disk has no room for the store. Free some space; the peer goes on by itself.',
-      )
+    if (this.#isFull) throw new PeerpostError('FULL', 'The disk has no room for the store. Free some space; the peer goes on by itself.')
     if (this.store.outbox.hasRoom(bytes, this.options.log.bytes())) return
-    throw new PeerpostError(
-      'FULL',
-      'The store has reached its quota: consumers are behind. Wait, add consumers, or raise quotaBytes.',
-    )
+    throw new PeerpostError('FULL', 'The store has reached its quota: consumers are behind. Wait, add consumers, or raise quotaBytes.')
   }
 
   /** Rows that commit with the next batch; `done` once it is durable. */
@@ -282,8 +259,7 @@ export class Turn {
     const { consumer } = taker
     if (isLast && !taker.isPull) {
       for (const held of inbox.removeConsumer(consumer)) settle.returned(held)
-      for (const link of this.links.up.values())
-        if (link.announced.delete(consumer.number)) link.writer.control(FRAME.unconsume, [consumer.number, forget])
+      for (const link of this.links.up.values()) if (link.announced.delete(consumer.number)) link.writer.control(FRAME.unconsume, [consumer.number, forget])
     } else if (isLast) for (const held of inbox.releaseHeld(consumer)) settle.returned(held)
     this.schedule()
   }
@@ -296,8 +272,7 @@ export class Turn {
     for (const consumer of [...inbox.consumers.values()]) {
       if (consumer.kind === 'reply') continue
       for (const held of inbox.removeConsumer(consumer)) settle.returned(held)
-      for (const link of this.links.up.values())
-        if (link.announced.delete(consumer.number)) link.writer.control(FRAME.unconsume, [consumer.number, false])
+      for (const link of this.links.up.values()) if (link.announced.delete(consumer.number)) link.writer.control(FRAME.unconsume, [consumer.number, false])
     }
     this.schedule()
   }
@@ -401,26 +376,16 @@ export class Turn {
   #due(now: number): void {
     const { outbox } = this.store
     if (outbox.nextDue <= now)
-      for (const peer of outbox.tick(now))
-        this.options.emit('warning', {
-          code: 'FAILOVER',
-          message: `${peer} has been away for too long: what it had may run elsewhere, marked as redelivered.`,
-        })
+      for (const peer of outbox.tick(now)) this.options.emit('warning', { code: 'FAILOVER', message: `${peer} has been away for too long: what it had may run elsewhere, marked as redelivered.` })
     if (this.handlers.nextDue <= now) for (const held of this.handlers.tick(now)) this.#leaseLost(held)
     if (this.#committing && now - this.#committing.since >= this.options.limits.commitTimeoutMs && !this.#isFull)
-      throw new PeerpostError(
-        'FAILED',
-        `A commit did not end within ${this.options.limits.commitTimeoutMs} ms. Check the disk, then start the peer again.`,
-      )
+      throw new PeerpostError('FAILED', `A commit did not end within ${this.options.limits.commitTimeoutMs} ms. Check the disk, then start the peer again.`)
     if (now < this.#nextBeat) return
     this.#nextBeat = now + this.options.limits.heartbeatMs
     this.#isBeat = true
     this.links.beat(now)
     for (const route of this.store.outbox.sweep(now, LIMITS.ephemeralIdleMs))
-      this.options.emit('warning', {
-        code: 'SUBSCRIPTION_IDLE',
-        message: `The subscription "${route.name}" stayed away for too long: its backlog has expired.`,
-      })
+      this.options.emit('warning', { code: 'SUBSCRIPTION_IDLE', message: `The subscription "${route.name}" stayed away for too long: its backlog has expired.` })
   }
 
   /** Called with a message whose lease is over, so that its handler can be told. */
@@ -485,8 +450,7 @@ export class Turn {
 
   /** All that handlers and pullers have under a lease. */
   *runningOnes(): Iterable<Held> {
-    for (const lane of this.store.inbox.lanes.values())
-      for (const held of lane.active.values()) if (held.taker !== null) yield held
+    for (const lane of this.store.inbox.lanes.values()) for (const held of lane.active.values()) if (held.taker !== null) yield held
   }
 
   #withdrawals(): void {
@@ -506,12 +470,7 @@ export class Turn {
   #commit(now: number): void {
     if (this.#committing || this.#isFull) return
     const { outbox, inbox, settle } = this.store
-    const isUrgent =
-      outbox.wantsCommit(now) ||
-      inbox.wantsCommit ||
-      settle.wantsCommit ||
-      this.#changes.length > 0 ||
-      this.#waiters.length > 0
+    const isUrgent = outbox.wantsCommit(now) || inbox.wantsCommit || settle.wantsCommit || this.#changes.length > 0 || this.#waiters.length > 0
     if (!isUrgent) {
       // What is remembered of a peer rides along with what relies on it; alone it would make idle peers write for ever.
       if (!outbox.hasLazy && !settle.hasMarks) return
@@ -540,17 +499,9 @@ export class Turn {
 
   #committed(running: RunningCommit, result: CommitResult): void {
     const { clock } = this.options
-    if (result.kind === 'failed')
-      throw new PeerpostError(
-        'FAILED',
-        `The store failed: ${result.reason}. What was not confirmed is unknown; start the peer again.`,
-      )
+    if (result.kind === 'failed') throw new PeerpostError('FAILED', `The store failed: ${result.reason}. What was not confirmed is unknown; start the peer again.`)
     if (result.kind === 'full') {
-      if (!this.#isFull)
-        this.options.emit('warning', {
-          code: 'FULL',
-          message: `The store has no room (${result.reason}). Sending waits; free some space.`,
-        })
+      if (!this.#isFull) this.options.emit('warning', { code: 'FULL', message: `The store has no room (${result.reason}). Sending waits; free some space.` })
       this.#isFull = true
       clock.timer(FULL_RETRY_MS, () => this.#guard(() => this.#send()))
       return
@@ -558,11 +509,7 @@ export class Turn {
     this.#isFull = false
     this.#committing = null
     const now = clock.now()
-    if (now - running.since > SLOW_COMMIT_MS)
-      this.options.emit('warning', {
-        code: 'SLOW_DISK',
-        message: `A commit took ${Math.round(now - running.since)} ms. Check the disk.`,
-      })
+    if (now - running.since > SLOW_COMMIT_MS) this.options.emit('warning', { code: 'SLOW_DISK', message: `A commit took ${Math.round(now - running.since)} ms. Check the disk.` })
     this.commitNumber = running.commit
     this.store.outbox.committed(now)
     this.state.committed(running.stateVersion)
@@ -616,11 +563,7 @@ export class Turn {
       self: () => {
         const { proofs, name, storeId, durability } = this.options
         const { epoch, space, lineage } = this.store
-        return {
-          hello: { peer: proofs.peerId, storeId, epoch, space, name, durability },
-          lineage,
-          commit: this.commitNumber,
-        }
+        return { hello: { peer: proofs.peerId, storeId, epoch, space, name, durability }, lineage, commit: this.commitNumber }
       },
       remembered: (peer) => this.store.peers.get(peer),
       accepted: (hello, loss, done) => this.#accepted(hello, loss, done),
@@ -656,25 +599,13 @@ export class Turn {
   /** Rule P10: the incarnation of a peer that is accepted is durable before the first answer. */
   #accepted(hello: Hello, loss: StateLoss['verdict'] | null, done: () => void): void {
     const row = this.store.peers.get(hello.peer)
-    if (loss !== null)
-      this.report(
-        loss,
-        hello.peer,
-        `epoch ${row?.epoch ?? 0} after commit ${row?.commit ?? 0} of its store; what it had not settled is sent again`,
-      )
+    if (loss !== null) this.report(loss, hello.peer, `epoch ${row?.epoch ?? 0} after commit ${row?.commit ?? 0} of its store; what it had not settled is sent again`)
     if (row && row.space === hello.space && row.storeId === hello.storeId) {
       done()
       return
     }
     const earlier = row && row.storeId === hello.storeId ? [...row.earlier, row.space].slice(-16) : []
-    const fresh: rows.PeerRow = {
-      storeId: hello.storeId,
-      epoch: hello.epoch,
-      space: hello.space,
-      commit: 0,
-      earlier,
-      floor: this.store.inbox.floorOf(hello.peer),
-    }
+    const fresh: rows.PeerRow = { storeId: hello.storeId, epoch: hello.epoch, space: hello.space, commit: 0, earlier, floor: this.store.inbox.floorOf(hello.peer) }
     this.store.peers.set(hello.peer, fresh)
     this.#dirtyPeers.add(hello.peer)
     if (this.options.rules.incarnationFirst) this.afterCommit(done)
@@ -696,20 +627,11 @@ export class Turn {
     if (verdict !== 'ROLLBACK' || pair === null || now - this.#lastJump < JUMP_WINDOW_MS) {
       const code = verdict === 'FENCED' ? 'FENCED' : 'DUPLICATE_IDENTITY'
       this.report(code, peer, 'another process runs, or ran later, with this identity')
-      this.fail(
-        new PeerpostError(
-          code,
-          `${peer} knows a later incarnation of this peer: another process uses this identity. Stop one of them; to recover a restored store, start it again.`,
-        ),
-      )
+      this.fail(new PeerpostError(code, `${peer} knows a later incarnation of this peer: another process uses this identity. Stop one of them; to recover a restored store, start it again.`))
       return
     }
     this.#lastJump = now
-    this.report(
-      'SENDER_ROLLBACK',
-      peer,
-      `this store ended before commit ${pair.commit} of epoch ${pair.epoch}: it was restored from a backup`,
-    )
+    this.report('SENDER_ROLLBACK', peer, `this store ended before commit ${pair.commit} of epoch ${pair.epoch}: it was restored from a backup`)
     this.#reincarnate(pair)
   }
 
@@ -752,15 +674,7 @@ export class Turn {
   /** Is everything written and told that was begun? */
   get isQuiet(): boolean {
     const { outbox, inbox, settle } = this.store
-    return (
-      !this.#committing &&
-      outbox.isWritten &&
-      !outbox.hasLazy &&
-      !inbox.wantsCommit &&
-      !settle.wantsCommit &&
-      this.#changes.length === 0 &&
-      this.#waiters.length === 0
-    )
+    return !this.#committing && outbox.isWritten && !outbox.hasLazy && !inbox.wantsCommit && !settle.wantsCommit && this.#changes.length === 0 && this.#waiters.length === 0
   }
 
   get isFull(): boolean {
