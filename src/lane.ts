@@ -183,6 +183,8 @@ export interface Carrier {
   readonly writer: PacketWriter
   /** The number of a lane on this connection, 0 where it has not been declared. */
   readonly lanes: Map<Lane, number>
+  /** How many had ended in each lane when it was last told what is finished. */
+  readonly toldEnded: Map<Lane, number>
 }
 
 /** A queue, subscription or request name that another peer takes from, and the credit that it gives. */
@@ -270,8 +272,8 @@ export class Lane {
   readonly contested = new Map<number, { outcome: Outcome; by: PeerId | null; readonly others: Set<PeerId> }>()
   /** Older space whose fate at its consumers was given up on: what is sent again is marked. */
   redelivered = false
-  /** Something finished since the consumers were told. */
-  untold = 0
+  /** Messages that have finished: a consumer that was told of fewer has to hear. */
+  ended = 0
 
   constructor(
     readonly route: Route,
@@ -311,7 +313,7 @@ export class Lane {
 
   /** Marks a sequence as finished. */
   finish(sequence: number): void {
-    this.untold++
+    this.ended++
     if (sequence < this.base) this.stragglers.delete(sequence)
     else if (sequence >= this.base + this.slots.length) this.finishedOnDisk.add(sequence)
     else if (this.slots.at(sequence - this.base) !== undefined) {

@@ -165,6 +165,7 @@ export class LinkConnection implements Carrier {
   readonly writer = new PacketWriter()
   /** Lanes that we declared, and those that the other declared. */
   readonly lanes = new Map<Lane, number>()
+  readonly toldEnded = new Map<Lane, number>()
   readonly inLanes = new Map<number, ConnectionLane>()
   /** Space and route of each of those, for answers where no state is kept. */
   readonly laneIds = new Map<number, { space: Buffer; route: number }>()

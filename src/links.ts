@@ -261,7 +261,7 @@ export class Links {
     const old = this.up.get(link.peer)
     if (old && old !== link) {
       this.#lower(old, null)
-      this.bye(old, 'SUPERSEDED', 'a newer connection of these two peers is in use')
+      if (this.rules.ignoreOldConnections) this.bye(old, 'SUPERSEDED', 'a newer connection of these two peers is in use')
     }
     link.state = 'up'
     link.handshake = null

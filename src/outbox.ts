@@ -410,7 +410,11 @@ export class Outbox {
     this.#writing = []
     for (const name of this.#unwrittenWriting) this.#unwritten.delete(name)
     this.#unwrittenWriting = []
-    for (const [entry, outcome] of this.#tellingWritten) this.#tell(entry, entry.sent!, outcome)
+    for (const [entry, outcome] of this.#tellingWritten) {
+      entry.lane.finish(entry.sequence)
+      if (entry.sent) this.#tell(entry, entry.sent, outcome)
+      this.#retire(entry.lane)
+    }
     this.#tellingWritten = []
     for (const entry of this.#expiryWritten) this.#finish(entry, 'expired', null)
     this.#expiryWritten = []
@@ -728,13 +732,14 @@ export class Outbox {
     // What expired here was counted and written down with its expiry.
     const isCounted = outcome === 'expired' && by === null && !lane.isMemory
     const holder = entry.target?.peer ?? entry.doubtAt
-    const isElided = entry.write === 'wanted'
     this.#elide(entry)
     route.takeBack(entry)
     if (entry.doubtAt !== null) this.#doubt.get(entry.doubtAt)?.delete(entry)
     entry.state = 'settled'
     route.unhold(entry)
-    lane.finish(entry.sequence)
+    // What is not done is finished once its row is durable: a consumer that is told of it forgets how it ended.
+    const waits = outcome !== 'done' && !lane.isMemory && !isCounted
+    if (!waits) lane.finish(entry.sequence)
     // One that it was given up on has ended it, or it has failed over before: someone else may yet say otherwise.
     if (by !== null && holder !== null && holder !== by) entry.others = (entry.others ?? new Set()).add(holder)
     if (entry.others) {
@@ -745,7 +750,7 @@ export class Outbox {
     else if (!isCounted) route.counters[outcome]++
     if (entry.write === 'writing' || entry.write === 'durable')
       this.#lazy.push(rows.remove(rows.recordKey(route.number, lane.epoch, entry.sequence)))
-    if (outcome !== 'done' && !lane.isMemory && !isCounted) {
+    if (waits) {
       this.#lazy.push(rows.put(rows.outcomeKey(lane.epoch, entry.number), outcome))
       this.#unwritten.set(watchName(lane.space, entry.number), outcome)
     }
@@ -757,8 +762,7 @@ export class Outbox {
     if (!isCounted) this.#forgetBytes(entry)
     if (entry.key) route.advanceKey(entry.key)
     this.#active.add(route)
-    // Of what was never written only its row can say, after a crash, that it is not done: the row comes first.
-    if (entry.sent && outcome !== 'done' && isElided) this.#telling.push([entry, outcome])
+    if (waits) this.#telling.push([entry, outcome])
     else if (entry.sent) this.#tell(entry, entry.sent, outcome)
     this.#retire(lane)
     this.#leaveDropped(route)
@@ -871,9 +875,9 @@ export class Outbox {
   *untold(carrier: Carrier, least: number): Iterable<[number: number, through: number, exceptions: number[]]> {
     if (!this.rules.tellFinished) return
     for (const [lane, number] of carrier.lanes) {
-      if (lane.untold < least) continue
+      if (lane.ended - (carrier.toldEnded.get(lane) ?? 0) < least) continue
       const { through, exceptions } = lane.finished
-      lane.untold = 0
+      carrier.toldEnded.set(lane, lane.ended)
       yield [number, through, exceptions]
     }
   }
@@ -991,7 +995,7 @@ export class Outbox {
     const lanes = [...this.#lanes.values()].filter((lane) => lane.space === space)
     const isOurs = space === this.incarnation.space ? number <= this.#number : lanes.length > 0
     const isIt = (entry: Entry): boolean => entry.number === number && entry.lane.space === space && entry.state !== 'settled'
-    const isPending = lanes.some((lane) => lane.findNumber(number)) || [...this.#wanted].some(isIt) || this.#writing.some(isIt)
+    const isPending = lanes.some((lane) => (lane.findNumber(number)?.state ?? 'settled') !== 'settled') || [...this.#wanted].some(isIt) || this.#writing.some(isIt)
     return { isOurs, isPending, onDisk: lanes.filter((lane) => lane.loadedTo < lane.next) }
   }
 

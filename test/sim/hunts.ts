@@ -4,19 +4,21 @@
  */
 import type { Rules } from '../../src/rules.js'
 import { CALM_NETWORK } from './network.js'
+import { core } from './node.js'
 import { EVERYTHING, type Fault, type NodeOptions, PLAIN_WORK, profile, type RunOptions } from './profile.js'
 import { Rng } from './random.js'
 import { CALM_DISK } from './store.js'
+import { type Failure, runWorld } from './world.js'
 
 export interface Hunt {
   /** Switched off together. */
   readonly off: readonly (keyof Rules)[]
-  /** The rule of the design, or the planted fault of the checker's own test. */
+  /** The rule of the design, or the guarantee behind it. */
   readonly rule: string
+  /** The mistake of which this is an example, where it is a planted fault. */
+  readonly fault?: string
   /** Changes the options that a seed draws. */
   readonly tune: (options: RunOptions) => RunOptions
-  /** A seed that finds it, from where the hunt starts; others follow. */
-  readonly from: number
 }
 
 const CALM_HANDLER = {
@@ -77,7 +79,8 @@ function struck(
   const faults: Fault[] = Array.from({ length: count }, () => {
     const at = rng.between(200, options.safetyMs - 500)
     if (kind === 'cut') return { kind, at }
-    if (kind === 'kill' || kind === 'power') return { kind, at, node, forMs: rng.between(10, forMs), atCall: rng.int(7) }
+    if (kind === 'kill' || kind === 'power')
+      return { kind, at, node, forMs: rng.between(10, forMs), atCall: rng.int(7) }
     if (kind === 'restore') return { kind, at, node, forMs, backMs: rng.between(1, at) }
     return { kind, at, node, forMs }
   })
@@ -85,86 +88,112 @@ function struck(
 }
 
 const slow = { ...CALM_HANDLER, slowRate: 0.9, slowMs: 300 }
+const verySlow = { ...slow, slowRate: 0.5, slowMs: 8000 }
 const slowDisk = { ...CALM_DISK, commitMs: { min: 5, max: 60 } }
 const slowNetwork = { ...CALM_NETWORK, delayMs: { min: 1, max: 100 } }
 const flaky = { ...slowNetwork, cutRate: 0.03, halfOpenRate: 0.6, holdRate: 0.8 }
+
+/** A handler at a time, so that much is held and has not started. */
+const oneByOne = (o: RunOptions): RunOptions => ({ ...o, nodes: o.nodes.map((node) => ({ ...node, concurrency: 1 })) })
 
 /** Two consumers, and a sender that is killed with messages out. */
 const killedSender = (o: RunOptions): RunOptions =>
   struck({ ...calm(o, ['b', 'c']), handler: slow, disk: slowDisk, network: slowNetwork }, 'kill', 'a', 4, 400)
 
 const killedConsumer = (o: RunOptions): RunOptions =>
-  struck({ ...calm(o, ['b']), handler: { ...slow, slowMs: 50, emitRate: 0.5 }, disk: slowDisk, network: slowNetwork }, 'kill', 'b', 4, 400)
+  struck(
+    { ...calm(o, ['b']), handler: { ...slow, slowMs: 50, emitRate: 0.5 }, disk: slowDisk, network: slowNetwork },
+    'kill',
+    'b',
+    4,
+    400,
+  )
 
 export const HUNTS: readonly Hunt[] = [
-  { rule: 'P1', off: ['touchFirst'], from: 1, tune: killedSender },
-  { rule: 'P1', off: ['fenceOldSpaces'], from: 1, tune: killedSender },
+  { rule: 'P1', off: ['touchFirst'], tune: killedSender },
+  { rule: 'P1', off: ['fenceOldSpaces'], tune: killedSender },
   {
     rule: 'P2',
     off: ['resumeListsRunning'],
-    from: 1,
-    tune: (o) => ({ ...calm(o, ['b', 'c']), handler: slow, network: { ...CALM_NETWORK, cutRate: 0.03 } }),
+
+    tune: (o) => {
+      const options = calm(o, ['b', 'c'])
+      const nodes = options.nodes.map((node) => ({ ...node, concurrency: 16 }))
+      return { ...options, nodes, messages: 120, handler: verySlow, network: { ...CALM_NETWORK, cutRate: 0.03 } }
+    },
   },
   {
     rule: 'P2',
     off: ['newConnectionEmptiesHold'],
-    from: 1,
-    tune: (o) => ({ ...calm(o, ['b', 'c']), handler: slow, network: { ...CALM_NETWORK, cutRate: 0.03, halfOpenRate: 0.5 } }),
+
+    tune: (o) => oneByOne({ ...calm(o, ['b', 'c']), handler: slow, network: { ...CALM_NETWORK, cutRate: 0.03 } }),
   },
   {
-    rule: 'P2, process-old-conn-frames',
+    rule: 'P2',
+    fault: 'process-old-conn-frames',
     off: ['ignoreOldConnections'],
-    from: 1,
-    tune: (o) => ({ ...calm(o, ['b', 'c']), handler: slow, network: flaky, bothDial: true }),
+
+    tune: (o) => oneByOne({ ...calm(o, ['b', 'c']), handler: slow, network: flaky, bothDial: true }),
   },
   {
     rule: 'P3',
     off: ['keyFollowsPredecessor'],
-    from: 1,
+
     tune: (o) => ({ ...calm(o, ['b', 'c']), keys: 1, handler: slow }),
   },
   {
-    rule: 'P4, transaction-sent-before-commit',
+    rule: 'P4',
+    fault: 'transaction-sent-before-commit',
     off: ['transactionBeforeFrames'],
-    from: 1,
-    tune: (o) => struck({ ...calm(o, ['b']), work: { ...PLAIN_WORK, transactionRate: 0.9 }, disk: slowDisk }, 'kill', 'a', 4, 300),
+
+    tune: (o) =>
+      struck({ ...calm(o, ['b']), work: { ...PLAIN_WORK, transactionRate: 0.9 }, disk: slowDisk }, 'kill', 'a', 4, 300),
   },
   {
     rule: 'P5',
     off: ['idBeforeFrames'],
-    from: 1,
+
     tune: (o) => struck({ ...calm(o, ['b']), idRate: 1, disk: slowDisk }, 'kill', 'a', 4, 300),
   },
   {
     rule: 'P6',
     off: ['quotaBeforeFrames'],
-    from: 1,
-    tune: (o) => ({ ...calm(o, ['b']), quotaBytes: 2000, handler: slow }),
+
+    tune: (o) => ({ ...calm(o, ['b']), quotaBytes: 800, handler: slow }),
   },
   {
     rule: 'P7',
     off: ['expireOnlyUnhanded'],
-    from: 1,
+
     tune: (o) => ({ ...calm(o, ['b']), handler: slow, work: { ...PLAIN_WORK, ttlRate: 1, ttlMs: 400 } }),
   },
-  { rule: 'P8', off: ['tellFinished'], from: 1, tune: (o) => ({ ...calm(o, ['b', 'c']), messages: 200 }) },
-  { rule: 'P9', off: ['checkLineage'], from: 1, tune: (o) => struck(calm(o, ['b']), 'restore', 'b', 2, 300) },
+  { rule: 'P8', off: ['tellFinished'], tune: (o) => ({ ...calm(o, ['b', 'c']), messages: 200 }) },
+  { rule: 'P9', off: ['checkLineage'], tune: (o) => struck(calm(o, ['b']), 'restore', 'b', 2, 300) },
   {
     rule: 'P10',
     off: ['incarnationFirst'],
-    from: 1,
-    tune: (o) => struck({ ...calm(o, ['b']), disk: slowDisk, safetyMs: 4000 }, 'kill', 'a', 8, 100),
+
+    tune: (o) => struck({ ...calm(o, ['b']), disk: slowDisk }, 'kill', 'a', 20, 100),
   },
   {
     rule: 'P11',
     off: ['tombstones'],
-    from: 1,
-    tune: (o) => struck(struck({ ...calm(o, ['b']), safetyMs: 8000 }, 'kill', 'a', 3, 100), 'restore', 'a', 2, 300),
+
+    tune: (o) => ({
+      ...calm(o, ['b']),
+      handler: { ...slow, slowMs: 2000 },
+      safetyMs: 12_000,
+      faults: [
+        { kind: 'kill', at: 6000, node: 'a', forMs: 50, atCall: 0 },
+        { kind: 'kill', at: 9500, node: 'a', forMs: 50, atCall: 0 },
+        { kind: 'restore', at: 11_000, node: 'a', forMs: 50, backMs: 5500 + (o.seed % 50) * 100 },
+      ],
+    }),
   },
   {
     rule: 'P12',
     off: ['keepClass'],
-    from: 1,
+
     tune: (o) => {
       const options = calm(o, ['b', 'c'])
       const nodes = options.nodes.map((node) => (node.name === 'c' ? { ...node, class: 'process' as const } : node))
@@ -174,72 +203,121 @@ export const HUNTS: readonly Hunt[] = [
   {
     rule: 'P13',
     off: ['carryAttempts'],
-    from: 1,
+
     tune: (o) => ({ ...calm(o, ['b', 'c']), handler: { ...CALM_HANDLER, poisonRate: 0.3 } }),
   },
   {
     rule: 'P15',
     off: ['exactAcks'],
-    from: 1,
-    tune: (o) => struck({ ...calm(o, ['b']), handler: slow, work: { ...PLAIN_WORK, memoryRate: 0.3 } }, 'kill', 'b', 3, 300),
+
+    tune: (o) =>
+      struck({ ...calm(o, ['b']), handler: slow, work: { ...PLAIN_WORK, memoryRate: 0.3 } }, 'kill', 'b', 3, 300),
   },
   {
     rule: 'P16',
     off: ['deadIsSettled'],
-    from: 1,
+
     tune: (o) => ({ ...calm(o, ['b']), handler: { ...CALM_HANDLER, rejectRate: 0.2 } }),
   },
   {
     rule: 'P17',
     off: ['checkReads'],
-    from: 1,
+
     tune: (o) => ({ ...calm(o, ['b']), handler: slow, work: { ...PLAIN_WORK, counterRate: 1 } }),
   },
-  { rule: 'P18', off: ['idsTellNumber'], from: 1, tune: (o) => calm(o, ['b']) },
-  { rule: 'G1, ack-before-fsync', off: ['ackAfterCommit'], from: 1, tune: killedConsumer },
+  { rule: 'P18', off: ['idsTellNumber'], tune: (o) => calm(o, ['b']) },
+  { rule: 'G1', fault: 'ack-before-fsync', off: ['ackAfterCommit'], tune: killedConsumer },
   {
-    rule: 'G1, ack-before-fsync at the sender',
+    rule: 'G1',
+    fault: 'ack-before-fsync at the sender',
     off: ['resolveAfterCommit'],
-    from: 1,
+
     tune: (o) => struck({ ...calm(o, ['b']), disk: slowDisk, network: slowNetwork }, 'power', 'a', 4, 300),
   },
-  { rule: 'G2, skip-dedup', off: ['dedup'], from: 1, tune: killedConsumer },
   {
-    rule: 'G2, dedup-ignoring-space',
+    rule: 'G2',
+    fault: 'skip-dedup',
+    off: ['dedup'],
+
+    tune: (o) => struck({ ...calm(o, ['b']), disk: slowDisk, handler: slow }, 'restore', 'a', 4, 100),
+  },
+  {
+    rule: 'G2',
+    fault: 'dedup-ignoring-space',
     off: ['dedupBySpace'],
-    from: 1,
+
     tune: (o) => struck(calm(o, ['b']), 'kill', 'a', 3, 300),
   },
-  { rule: 'G7, reuse-space-on-restart', off: ['freshSpace'], from: 1, tune: (o) => struck(calm(o, ['b']), 'kill', 'a', 3, 300) },
   {
-    rule: 'G7, ignore-epoch',
+    rule: 'G7',
+    fault: 'reuse-space-on-restart',
+    off: ['freshSpace'],
+    tune: (o) => struck(calm(o, ['b']), 'kill', 'a', 3, 300),
+  },
+  {
+    rule: 'G7',
+    fault: 'ignore-epoch',
     off: ['refuseOldEpochs'],
-    from: 1,
+
     tune: (o) => struck(struck(calm(o, ['b']), 'kill', 'a', 3, 100), 'restore', 'a', 2, 100),
   },
-  { rule: 'G2, cursor-before-effect', off: ['effectsWithDone'], from: 1, tune: killedConsumer },
-  { rule: 'G2, effect-before-cursor', off: ['doneWithEffects'], from: 1, tune: killedConsumer },
+  { rule: 'G2', fault: 'cursor-before-effect', off: ['effectsWithDone'], tune: killedConsumer },
+  { rule: 'G2', fault: 'effect-before-cursor', off: ['doneWithEffects'], tune: killedConsumer },
   {
-    rule: 'G10, count-attempts-in-memory',
+    rule: 'G10',
+    fault: 'count-attempts-in-memory',
     off: ['durableAttempts'],
-    from: 1,
-    tune: (o) => ({ ...calm(o, ['b']), handler: { ...CALM_HANDLER, poisonRate: 0.3 }, network: { ...CALM_NETWORK, cutRate: 0.05 } }),
+
+    tune: (o) => ({
+      ...calm(o, ['b']),
+      handler: { ...CALM_HANDLER, poisonRate: 0.3 },
+      network: { ...CALM_NETWORK, cutRate: 0.05 },
+    }),
   },
   {
-    rule: 'G5, timeout->fail',
+    rule: 'G5',
+    fault: 'timeout->fail',
     off: ['unknownIsUnknown'],
-    from: 1,
+
     tune: (o) => ({ ...calm(o, ['b']), disk: { ...CALM_DISK, failedAppliedRate: 0.05 } }),
   },
-  { rule: 'G1, trim-on-recv', off: ['ackAfterHandler'], from: 1, tune: killedConsumer },
+  { rule: 'G1', fault: 'trim-on-recv', off: ['ackAfterHandler'], tune: killedConsumer },
   {
-    rule: 'G1, dead-letters-delete-then-insert',
+    rule: 'G1',
+    fault: 'dead-letters-delete-then-insert',
     off: ['letterWithMark'],
-    from: 1,
+
     tune: (o) =>
       struck({ ...calm(o, ['b']), disk: slowDisk, handler: { ...CALM_HANDLER, rejectRate: 0.8 } }, 'kill', 'b', 5, 300),
   },
 ]
+
+/** Seeds that a hunt may take, and runs with all rules on that have to pass. */
+const SEEDS = 80
+const CONTROLS = 4
+
+export interface Catch {
+  readonly seed: number
+  readonly runs: number
+  /** What the first failing run broke; null where none failed. */
+  readonly failure: Failure | null
+  /** What a run with all rules on broke, which it should not. */
+  readonly broken: string | null
+}
+
+/** Runs a hunt until it finds something, and then its first seeds with all rules on. */
+export function catches(hunt: Hunt): Catch {
+  const without = core(Object.fromEntries(hunt.off.map((rule) => [rule, false])))
+  let seed = 0
+  let failure: Failure | null = null
+  while (failure === null && seed < SEEDS) failure = runWorld(without, hunted(hunt, ++seed)).failure
+  let broken: string | null = null
+  for (let control = 1; control <= CONTROLS && broken === null; control++) {
+    const found = runWorld(core(), hunted(hunt, control)).failure
+    if (found !== null) broken = `seed ${control}: ${found.property}: ${found.sentence}`
+  }
+  return { seed, runs: seed, failure, broken }
+}
 
 /** The options of a hunt for a seed. */
 export const hunted = (hunt: Hunt, seed: number): RunOptions => hunt.tune(profile(seed, EVERYTHING))

@@ -1,6 +1,7 @@
 /** The protocols that the simulator knows, and what a profile may ask of each. The first one is the default. */
-import { EVERYTHING, type ProfileLimits } from './profile.js'
+
 import { core } from './node.js'
+import { EVERYTHING, type ProfileLimits } from './profile.js'
 import { toy } from './toy.js'
 import type { NodeKind } from './world.js'
 

@@ -2,7 +2,10 @@
  * The real core in the simulated world: the same `Turn` and machines that run in production, on the world's clock,
  * network and disk. Only the keys are make-believe: a signature is the signer's name.
  */
+
+import { PeerpostError } from '../../src/errors.js'
 import type { Held } from '../../src/hold.js'
+import type { Sent } from '../../src/lane.js'
 import type { Proofs } from '../../src/link.js'
 import type { Log } from '../../src/log/log.js'
 import * as rows from '../../src/log/rows.js'
@@ -14,10 +17,19 @@ import { Inspector } from '../../src/status.js'
 import type { TxBuffer } from '../../src/transaction.js'
 import { data } from '../../src/transport/frame.js'
 import { Turn } from '../../src/turn.js'
-import { PeerpostError } from '../../src/errors.js'
-import type { Sent } from '../../src/lane.js'
 import type { SimDisk } from './store.js'
-import type { Bound, Fact, NodeKind, RouteCount, Seat, SendAnswer, SimDelivery, SimMessage, SimNode, SimTx } from './world.js'
+import type {
+  Bound,
+  Fact,
+  NodeKind,
+  RouteCount,
+  Seat,
+  SendAnswer,
+  SimDelivery,
+  SimMessage,
+  SimNode,
+  SimTx,
+} from './world.js'
 
 const peerOf = (name: string): PeerId => `peer-${name}` as PeerId
 const nameOf = (peer: string): string => peer.replace(/^peer-/, '')
@@ -37,7 +49,12 @@ function proofsOf(name: string): Proofs {
 }
 
 function limitsOf(seat: Seat): Limits {
-  return { ...LIMITS, failoverMs: seat.options.failoverMs, inDoubt: seat.options.inDoubt, quotaBytes: seat.options.quotaBytes }
+  return {
+    ...LIMITS,
+    failoverMs: seat.options.failoverMs,
+    inDoubt: seat.options.inDoubt,
+    quotaBytes: seat.options.quotaBytes,
+  }
 }
 
 class CoreNode implements SimNode {
@@ -110,16 +127,29 @@ class CoreNode implements SimNode {
     }
     if (event === 'link') {
       const status = args[0] as PeerEvents['link'][0]
-      if (status.state === 'up') this.#seat.accepted(nameOf(status.id), this.#turn!.store.peers.get(status.id)?.epoch ?? 0)
+      if (status.state === 'up')
+        this.#seat.accepted(nameOf(status.id), this.#turn!.store.peers.get(status.id)?.epoch ?? 0)
     }
   }
 
   #consume(turn: Turn): void {
     const { node, options } = this.#seat
     for (const queue of node.consumes) {
-      const policy = { concurrency: node.concurrency, leaseMs: options.leaseMs, maxAttempts: options.maxAttempts, backoff: { firstMs: 100, maxMs: 2000 } }
+      const policy = {
+        concurrency: node.concurrency,
+        leaseMs: options.leaseMs,
+        maxAttempts: options.maxAttempts,
+        backoff: { firstMs: 100, maxMs: 2000 },
+      }
       const consumer = turn.store.inbox.addConsumer('queue', queue, '', '', false, 'key', policy)
-      turn.addTaker({ consumer, room: node.concurrency, isPull: false, leaseMs: options.leaseMs, active: 0, start: (held) => this.#run(turn, held) })
+      turn.addTaker({
+        consumer,
+        room: node.concurrency,
+        isPull: false,
+        leaseMs: options.leaseMs,
+        active: 0,
+        start: (held) => this.#run(turn, held),
+      })
       turn.addConsumer(consumer)
     }
   }
@@ -223,7 +253,8 @@ class CoreNode implements SimNode {
     const { value } = message
     const tx = turn.state.begin()
     try {
-      for (const sent of sends) tx.sends.push(this.#sender!.draftSend('send', sent.queue, sent.value, this.#optionsOf(sent)))
+      for (const sent of sends)
+        tx.sends.push(this.#sender!.draftSend('send', sent.queue, sent.value, this.#optionsOf(sent)))
     } catch (thrown) {
       turn.state.end(tx)
       if (!(thrown instanceof PeerpostError)) throw thrown
@@ -254,12 +285,22 @@ class CoreNode implements SimNode {
     if (turn.handlers.running > 0) lines.push(`${turn.handlers.running} handlers run.`)
     for (const route of turn.store.outbox.routes.values()) {
       if (route.pending === 0) continue
-      const entries = route.lanes.flatMap((lane) => [...lane.entries()].map((e) => `${data.body(e.slab, e.start, e.end)} ${e.state}${e.doubtAt ?? e.target?.peer ?? ''}`))
-      const lanes = route.lanes.map((l) => `${l.epoch} from ${l.base} loaded to ${l.loadedTo} of ${l.durableTo} and ${l.next}${l.isFenced ? ', fenced' : ''}`)
-      lines.push(`${route.name} has ${route.pending} pending (${entries.join(', ')}), lanes ${lanes.join('; ')}, ${route.consumers.length} consumers.`)
+      const entries = route.lanes.flatMap((lane) =>
+        [...lane.entries()].map(
+          (e) => `${data.body(e.slab, e.start, e.end)} ${e.state}${e.doubtAt ?? e.target?.peer ?? ''}`,
+        ),
+      )
+      const lanes = route.lanes.map(
+        (l) =>
+          `${l.epoch} from ${l.base} loaded to ${l.loadedTo} of ${l.durableTo} and ${l.next}${l.isFenced ? ', fenced' : ''}`,
+      )
+      lines.push(
+        `${route.name} has ${route.pending} pending (${entries.join(', ')}), lanes ${lanes.join('; ')}, ${route.consumers.length} consumers.`,
+      )
     }
     if (lines.length === 0) return ''
-    for (const { id, name, state, endpoint, reason } of turn.links.statuses()) lines.push(`${name || id || endpoint} is ${state}${reason ? ` (${reason})` : ''}.`)
+    for (const { id, name, state, endpoint, reason } of turn.links.statuses())
+      lines.push(`${name || id || endpoint} is ${state}${reason ? ` (${reason})` : ''}.`)
     return lines.join(' ')
   }
 
@@ -267,7 +308,11 @@ class CoreNode implements SimNode {
     const { inbox } = this.#turn!.store
     const live = new Set([...this.#turn!.links.up.values()].map((link) => link.hello!.space))
     const lanes = [...inbox.lanes.values()].filter((lane) => live.has(lane.space) && !lane.isMemory)
-    return lanes.map((lane) => ({ what: `the intervals of ${lane.peer}/${lane.route}`, value: lane.done.intervals, limit: 40 }))
+    return lanes.map((lane) => ({
+      what: `the intervals of ${lane.peer}/${lane.route}`,
+      value: lane.done.intervals,
+      limit: 40,
+    }))
   }
 
   quiet(): boolean {
@@ -320,10 +365,14 @@ function countPending(turn: Turn, number: number): number {
   for (const lane of route.lanes) {
     for (const _entry of lane.entries()) pending++
     if (lane.loadedTo >= lane.next) continue
-    turn.options.log.scan(rows.recordKey(number, lane.epoch, lane.loadedTo), rows.recordKey(number, lane.epoch + 1, 0), (key) => {
-      if (!lane.finishedOnDisk.has(rows.recordOfKey(key).sequence)) pending++
-      return true
-    })
+    turn.options.log.scan(
+      rows.recordKey(number, lane.epoch, lane.loadedTo),
+      rows.recordKey(number, lane.epoch + 1, 0),
+      (key) => {
+        if (!lane.finishedOnDisk.has(rows.recordOfKey(key).sequence)) pending++
+        return true
+      },
+    )
   }
   return pending
 }
@@ -359,14 +408,18 @@ function watchMarks(turn: Turn, seat: Seat): void {
 function* scan(disk: SimDisk): Iterable<Fact> {
   const lineage = new Map<number, string>()
   const all = [...disk.scan()]
-  const idOf = (epoch: number, number: number): string => `${Buffer.from(lineage.get(epoch) ?? '', 'hex').toString('base64url')}.${number.toString(36)}`
+  const idOf = (epoch: number, number: number): string =>
+    `${Buffer.from(lineage.get(epoch) ?? '', 'hex').toString('base64url')}.${number.toString(36)}`
   const inTable = (table: Parameters<typeof rows.tableRange>[0]): typeof all => {
     const [from, to] = rows.tableRange(table)
     return all.filter(({ key }) => Buffer.compare(key, from) >= 0 && Buffer.compare(key, to) < 0)
   }
   for (const { key, value } of all)
-    if (key.equals(rows.LINEAGE_KEY)) for (const entry of rows.read<rows.LineageEntry[]>(value)) if (!entry.isLost) lineage.set(entry.epoch, entry.space)
-  for (const { key, value, commit, at } of inTable('state')) yield { kind: 'state', key: rows.stateOfKey(key), value: rows.read<string>(value), commit, at }
+    if (key.equals(rows.LINEAGE_KEY))
+      for (const entry of rows.read<rows.LineageEntry[]>(value))
+        if (!entry.isLost) lineage.set(entry.epoch, entry.space)
+  for (const { key, value, commit, at } of inTable('state'))
+    yield { kind: 'state', key: rows.stateOfKey(key), value: rows.read<string>(value), commit, at }
   for (const { value, commit, at } of inTable('deadLetter')) {
     const letter = rows.read<rows.DeadLetterRow>(value)
     const identity = `${letter.space}/${letter.route}/${letter.sequence}`
@@ -378,7 +431,13 @@ function* scan(disk: SimDisk): Iterable<Fact> {
   }
   for (const { key, value, commit, at } of inTable('record')) {
     const { route, epoch, sequence } = rows.recordOfKey(key)
-    yield { kind: 'pending', value: String(data.body(value, 0, value.length)), identity: `${lineage.get(epoch)}/${route}/${sequence}`, commit, at }
+    yield {
+      kind: 'pending',
+      value: String(data.body(value, 0, value.length)),
+      identity: `${lineage.get(epoch)}/${route}/${sequence}`,
+      commit,
+      at,
+    }
   }
 }
 

@@ -90,6 +90,14 @@ export type Fault =
   | { readonly kind: 'partition'; readonly at: number; readonly mode: PartitionMode; readonly forMs: number }
   | { readonly kind: 'cut'; readonly at: number }
 
+/** One operation that goes wrong: the `number`-th call of a node into a seam, counted over all its processes. */
+export interface Strike {
+  readonly node: string
+  readonly call: 'commit' | 'send'
+  readonly number: number
+  readonly what: 'failedApplied' | 'failedLost' | 'full' | 'hang' | 'kill' | 'power' | 'cut'
+}
+
 export interface RunOptions {
   readonly seed: number
   /** Another number gives other draws of the network, the disks and the order of events, and the same workload. */
@@ -116,6 +124,7 @@ export interface RunOptions {
   /** Every pair dials from both ends, rather than one. */
   readonly bothDial: boolean
   readonly faults: readonly Fault[]
+  readonly strike?: Strike
   readonly network: NetworkOptions
   readonly disk: DiskOptions
   /** How long the faults last, and how long the drain may take after them. */

@@ -71,7 +71,7 @@ interface Stored {
 }
 
 type Write = readonly [key: string, value: Buffer | null]
-type Verdict = 'ok' | 'full' | 'failedApplied' | 'failedLost' | 'hang'
+export type Verdict = 'ok' | 'full' | 'failedApplied' | 'failedLost' | 'hang'
 
 interface Commit {
   readonly writes: readonly Write[]
@@ -149,6 +149,8 @@ export class SimDisk {
   readonly name: string
   readonly durability: Durability
   options: DiskOptions
+  /** What the next commit comes to, in place of what chance says. */
+  nextVerdict: Verdict | null = null
   /** While true every commit is `full`. */
   full = false
   /** Set by a power cut of class `process`: opening it again throws STORE_DAMAGED until it is wiped or restored. */
@@ -421,7 +423,9 @@ export class SimStore implements Log {
   }
 
   #verdict(): Verdict {
-    const { rng, options } = this.disk
+    const { rng, options, nextVerdict } = this.disk
+    this.disk.nextVerdict = null
+    if (nextVerdict !== null) return nextVerdict
     if (rng.chance(options.hangRate)) return 'hang'
     if (rng.chance(options.failedAppliedRate)) return 'failedApplied'
     if (rng.chance(options.failedLostRate)) return 'failedLost'

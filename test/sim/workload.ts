@@ -111,7 +111,15 @@ export class Workload {
     }
     const { value, queue, key, id } = message
     const { ttlMs, delayMs } = message
-    this.#recorder.add(sender, { f: 'invoke', value, queue, key, id, ...(ttlMs && { expires: true }), ...(delayMs && { delayed: true }) })
+    this.#recorder.add(sender, {
+      f: 'invoke',
+      value,
+      queue,
+      key,
+      id,
+      ...(ttlMs && { expires: true }),
+      ...(delayMs && { delayed: true }),
+    })
     this.#toSend--
     this.#asked.add(pending)
     // A process may die in the middle of a turn: what the rest of its turn says nobody hears.
@@ -175,7 +183,9 @@ export class Workload {
   /** What nobody has been told the end of, for who reads a failure. */
   unanswered(): string {
     const asked = [...this.#asked].map(({ message }) => message.value)
-    return asked.length + this.#toSend === 0 ? '' : `${this.#toSend} are to be sent; not answered are: ${asked.join(', ')}.`
+    return asked.length + this.#toSend === 0
+      ? ''
+      : `${this.#toSend} are to be sent; not answered are: ${asked.join(', ')}.`
   }
 
   quiet(): boolean {
@@ -217,7 +227,10 @@ export class Workload {
   /** The event that a row of a handler stands for; null where it is another row. */
   effectOf(row: { key: string; value: string; commit: number }, store: string): (NewEvent & { f: 'effect' }) | null {
     if (!row.key.startsWith('effect/')) return null
-    const said = JSON.parse(row.value) as Pick<Effect, 'value' | 'run' | 'redelivered' | 'emits' | 'identity' | 'counter'>
+    const said = JSON.parse(row.value) as Pick<
+      Effect,
+      'value' | 'run' | 'redelivered' | 'emits' | 'identity' | 'counter'
+    >
     return { f: 'effect', store, commit: row.commit, ...said }
   }
 

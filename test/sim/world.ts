@@ -11,7 +11,7 @@ import { PeerpostError, reasonOf } from '../../src/errors.js'
 import type { Durability, Outcome, OutcomeAnswer } from '../../src/message.js'
 import { type CheckReport, check, type Expectations, type ExpectedReport, type Verdict } from './check.js'
 import { type HistoryEvent, type NewEvent, Recorder, type Via } from './history.js'
-import { type Death, Kernel, Life, SimClock, type WallClock } from './kernel.js'
+import { type Death, Kernel, Life, type SeamCall, SimClock, type WallClock } from './kernel.js'
 import { SimNetwork, type SimTransport } from './network.js'
 import type { Fault, NodeOptions, RunOptions } from './profile.js'
 import { type Lanes, Rng, Tape } from './random.js'
@@ -186,6 +186,8 @@ interface Machine {
   life: Life | null
   node: SimNode | null
   incarnations: number
+  /** Calls into its seams, of all its processes. */
+  readonly calls: Record<string, number>
   /** Facts of this disk that are already in the history. */
   readonly seen: Set<string>
 }
@@ -200,7 +202,9 @@ function isCalm({ faults, disk, network, inDoubt, handler, work, leaseMs }: RunO
   const isLeaseSafe = handler.hangRate === 0 && (handler.slowRate === 0 || handler.slowMs < leaseMs)
   const isDiskSafe = disk.failedAppliedRate + disk.failedLostRate + disk.hangRate === 0
   const isNetworkSafe = network.corruptRate === 0 && inDoubt === 'wait'
-  return isLeaseSafe && isDiskSafe && isNetworkSafe && work.counterRate === 0 && faults.every(({ kind }) => kind === 'cut')
+  return (
+    isLeaseSafe && isDiskSafe && isNetworkSafe && work.counterRate === 0 && faults.every(({ kind }) => kind === 'cut')
+  )
 }
 
 class World {
@@ -234,6 +238,7 @@ class World {
         life: null,
         node: null,
         incarnations: 0,
+        calls: {},
         seen: new Set(),
       }
       this.#machines.set(node.name, machine)
@@ -255,6 +260,8 @@ class World {
       }
     }
     const counts = { ...this.#counts, ...this.network.counts }
+    for (const { calls, options: node } of this.#machines.values())
+      for (const call of ['commit', 'send']) counts[`${call} calls of ${node.name}`] = calls[call] ?? 0
     for (const { disk } of this.#machines.values())
       for (const [what, times] of Object.entries(disk.counts))
         counts[`disk ${what}`] = (counts[`disk ${what}`] ?? 0) + times
@@ -304,6 +311,7 @@ class World {
     machine.life = life
     machine.node = null
     life.atDeath((death) => this.#died(machine, life, death))
+    life.failpoint = (call) => this.#called(machine, call)
     try {
       const log = machine.disk.open(life)
       machine.node = this.#kind.start(this.#seat(machine, life, log))
@@ -314,6 +322,21 @@ class World {
       this.#lose(machine, null)
       this.#startLater(machine, 50)
     }
+  }
+
+  /** Counts a call into a seam; the one that the options name goes wrong. */
+  #called(machine: Machine, call: SeamCall): Death | null {
+    const number = (machine.calls[call] = (machine.calls[call] ?? 0) + 1)
+    const { strike } = this.#options
+    if (strike?.node !== machine.options.name || strike.call !== call || strike.number !== number) return null
+    const { what } = strike
+    if (what === 'kill' || what === 'power') {
+      machine.life!.atDeath(() => this.#startLater(machine, 100))
+      return what
+    }
+    if (what === 'cut') this.kernel.after(0, 'cut', () => this.network.cutOne(this.#rng.fork('strike')))
+    else machine.disk.nextVerdict = what
+    return null
   }
 
   #died(machine: Machine, life: Life, death: Death): void {
@@ -455,7 +478,8 @@ class World {
       this.#allowed.push({ about: name, verdicts: ['RECEIVER_ROLLBACK', 'SENDER_ROLLBACK', 'FENCED', 'STALE_ROUTE'] })
       // Restored twice, it may have to jump twice within a minute, which is what two clones look like.
       if (this.recorder.events.filter((event) => event.f === 'restore' && event.store === name).length > 1)
-        for (const { name: about } of this.#options.nodes) this.#allowed.push({ about, verdicts: ['DUPLICATE_IDENTITY'] })
+        for (const { name: about } of this.#options.nodes)
+          this.#allowed.push({ about, verdicts: ['DUPLICATE_IDENTITY'] })
     }
     this.#count(snapshot === null ? 'store wiped' : 'store restored')
   }
