@@ -1,4 +1,5 @@
 /** Dead letters of this peer: what was given up on here, with payload and history. Found, put back, or let go. */
+import type { Entry } from './lane.js'
 import type { Change, Log } from './log/log.js'
 import * as rows from './log/rows.js'
 import type { DeadLetter, DeadLetterFilter, PeerId } from './message.js'
@@ -20,12 +21,15 @@ export function* findLetters(log: Log, filter: DeadLetterFilter): Iterable<Store
     for (;;) {
       const page: StoredLetter[] = []
       log.scan(start, to, (key, value) => {
-        page.push({ key, row: rows.read<rows.DeadLetterRow>(value) })
-        return page.length < PAGE
+        const row = rows.read<rows.DeadLetterRow>(value)
+        // A page ends with the last letter of an id: one that dies again meanwhile comes right behind it, and is not met.
+        if (page.length >= PAGE && page[page.length - 1]!.row.id !== row.id) return false
+        page.push({ key, row })
+        return true
       })
       for (const letter of page) if (fits(letter.row, filter)) yield letter
       if (page.length < PAGE) break
-      start = Buffer.concat([page[page.length - 1]!.key, Buffer.from([0])])
+      start = rows.deadLetterRange(page[page.length - 1]!.row.id)[1]
     }
   }
 }
@@ -54,3 +58,26 @@ function bodyOf(frame: Buffer): unknown {
 }
 
 export const removeLetter = (letter: StoredLetter): Change => rows.remove(letter.key)
+
+/** The dead letter of a message that a consumer refused for good. */
+export function refusedLetter(entry: Entry, self: PeerId, wallNow: number): rows.DeadLetterRow {
+  const { route, lane, slab, start, end } = entry
+  const meta = data.meta(slab, start)
+  const isTopic = route.kind === 'topic'
+  return {
+    id: meta?.i ?? `${lane.spaceBytes.toString('base64url')}.${entry.number.toString(36)}`,
+    kind: route.kind,
+    name: isTopic ? (meta?.n ?? route.name) : route.name,
+    pattern: isTopic ? route.name : undefined,
+    group: route.group,
+    owner: route.owner,
+    from: self,
+    reason: 'STALE_ROUTE',
+    deadAt: wallNow,
+    attempts: (entry.history ?? []).map(([attempt, at, peer, durationMs, reason]) => ({ attempt, at, peer: peer as PeerId, durationMs, reason })),
+    space: lane.space,
+    route: lane.number,
+    sequence: entry.sequence,
+    frame: Buffer.from(slab.subarray(start, end)),
+  }
+}

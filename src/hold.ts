@@ -174,7 +174,12 @@ export interface CreditAccount {
   consumedBytes: number
   toldMessages: number
   toldBytes: number
+  /** Came in on this connection, and the most that was ever allowed: who goes far beyond breaks the protocol. */
+  receivedMessages: number
+  mostMessages: number
 }
+
+export const freshAccount = (): CreditAccount => ({ consumedMessages: 0, consumedBytes: 0, toldMessages: 0, toldBytes: 0, receivedMessages: 0, mostMessages: 0 })
 
 export interface ConsumerPolicy {
   readonly concurrency: number

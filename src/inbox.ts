@@ -3,14 +3,14 @@
  * The receiver's dedup side, as a pure machine: drops what was done before, holds what waits for its key or its handler,
  * gives credit, and answers RESUME.
  */
-import { Held, InKey, InLane, type KnownAttempt, LocalConsumer, remainingMs } from './hold.js'
+import { freshAccount, Held, InKey, InLane, type KnownAttempt, LocalConsumer, remainingMs } from './hold.js'
 import { IntervalSet } from './interval.js'
 import type { Change } from './log/log.js'
 import * as rows from './log/rows.js'
 import type { DestinationKind, PeerId, SpaceId } from './message.js'
 import type { Limits } from './options.js'
 import type { Rules } from './rules.js'
-import { DATA_FLAG, data } from './transport/frame.js'
+import { DATA_FLAG, data, violation } from './transport/frame.js'
 
 /** Above so many intervals in one lane no further credit is given to its sender (rule P8). */
 const INTERVALS_MAX = 65_536
@@ -164,11 +164,21 @@ export class Inbox {
     if (at.consumer === null || at.consumer.isClosed) at.consumer = this.consumer(at.kind, at.name, at.group, at.owner) ?? null
     const consumer = at.consumer
     if (consumer === null) return { verdict: 'returned', held: null, sequence }
+    this.#checkCredit(consumer, lane.peer)
     const flags = data.flags(packet, start)
     const known = lane.attempts.get(sequence)
     const held = new Held(lane, sequence, consumer, packet, start, end, (flags & DATA_FLAG.redelivered) !== 0 || known !== undefined)
     const verdict = this.#judge(held, known, flags, now, wallNow)
     return { verdict, held, sequence }
+  }
+
+  /**
+   * A sender may be a window ahead of what it was told: what it sent to a consumer that has closed since comes to its
+   * successor. Who goes further breaks the protocol, and would fill the memory (G12).
+   */
+  #checkCredit(consumer: LocalConsumer, peer: PeerId): void {
+    const account = consumer.accounts.get(peer)
+    if (account && ++account.receivedMessages > account.mostMessages + this.limits.creditMessages) throw violation('it sent more than its credit')
   }
 
   #judge(held: Held, known: KnownAttempt | undefined, flags: number, now: number, wallNow: number): Verdict {
@@ -287,6 +297,7 @@ export class Inbox {
     if (!isWorth && messages >= account.toldMessages) return null
     if (messages === account.toldMessages || this.#isClogged(peer)) return null
     account.toldMessages = messages
+    account.mostMessages = Math.max(account.mostMessages, messages)
     account.toldBytes = bytes
     return { messages, bytes }
   }
@@ -308,7 +319,7 @@ export class Inbox {
   /** A new connection of a peer: what it had sent and did not start is forgotten; it will come again (rule P2). */
   linkUp(peer: PeerId): void {
     for (const consumer of this.consumers.values())
-      consumer.accounts.set(peer, { consumedMessages: 0, consumedBytes: 0, toldMessages: 0, toldBytes: 0 })
+      consumer.accounts.set(peer, freshAccount())
     this.linkDown(peer)
   }
 

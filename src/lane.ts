@@ -105,6 +105,8 @@ export class Entry {
   /** Rank of its class: a store of a lower one does not get it (rule P12), unless `lower` allows it. */
   rank = 0
   lower = false
+  /** Rank of the class of the consumer that it was handed to last. */
+  takerRank = 0
   /** Monotonic times; Infinity where there is none. */
   expiresAt = Number.POSITIVE_INFINITY
   /** Consumers that may have it besides `target`, after a failover. */
@@ -195,6 +197,9 @@ export class RemoteConsumer {
   sentBytes = 0
   /** Handed over and not settled. */
   out = 0
+  /** The lane that was handed over last, and its number on this connection: mostly the next one is of it too. */
+  lane: Lane | null = null
+  laneNumber = 0
   /** Keys that wait for this consumer's credit. */
   stalled: KeyState[] = []
 
@@ -227,8 +232,12 @@ export class RemoteConsumer {
   }
 }
 
-/** Above so many slots a lane moves what is unfinished aside, so that one parked message does not hold a million slots. */
+/**
+ * Above so many slots, of which no more than a quarter is unfinished, a lane moves the first of these aside, so that one
+ * parked message does not hold a million slots. A long line that moves on stays where it is: there it is found at once.
+ */
 const SLOTS_MAX = 2048
+const SPARSE = 4
 /** Unfinished exceptions told to a consumer at most (rule P8). */
 const EXCEPTIONS_MAX = 1024
 
@@ -239,6 +248,8 @@ export class Lane {
   /** Slots from `base`: undefined is finished. */
   readonly slots = new Deque<Entry | undefined>()
   readonly stragglers = new Map<number, Entry>()
+  /** How many slots hold an entry. */
+  #unfinished = 0
   /** The next sequence to give, and the first one that is durable and not in memory. */
   next = 1
   loadedTo = 1
@@ -292,6 +303,7 @@ export class Lane {
     // Sequences missing in between were finished before they came to memory.
     while (this.base + this.slots.length < entry.sequence) this.slots.push(undefined)
     this.slots.push(entry)
+    this.#unfinished++
     this.#trim()
   }
 
@@ -304,7 +316,10 @@ export class Lane {
     this.ended++
     if (sequence < this.base) this.stragglers.delete(sequence)
     else if (sequence >= this.base + this.slots.length) this.finishedOnDisk.add(sequence)
-    else this.slots.set(sequence - this.base, undefined)
+    else if (this.slots.at(sequence - this.base) !== undefined) {
+      this.slots.set(sequence - this.base, undefined)
+      this.#unfinished--
+    }
     this.#trim()
   }
 
@@ -312,8 +327,9 @@ export class Lane {
     while (this.slots.length > 0) {
       const first = this.slots.at(0)
       if (first !== undefined) {
-        if (this.slots.length < SLOTS_MAX) return
+        if (this.slots.length < SLOTS_MAX || this.#unfinished * SPARSE > this.slots.length) return
         this.stragglers.set(first.sequence, first)
+        this.#unfinished--
       }
       this.slots.shift()
       this.base++

@@ -66,6 +66,8 @@ export class Outbox {
   written = 0
   #lanes = new Map<string, Lane>()
   #byName = new Map<string, Route>()
+  /** Queues again, by their name alone: to put the whole name together takes longer than to find it. */
+  #queues = new Map<string, Route>()
   #topics: Route[] = []
   #topicCache = new Map<string, Route[]>()
   #active = new Set<Route>()
@@ -126,6 +128,7 @@ export class Outbox {
     const route = new Route(number, kind, name, group, owner, durable, this.rules)
     this.routes.set(number, route)
     this.#byName.set(routeName(kind, name, group, owner), route)
+    if (isPlainQueue(route)) this.#queues.set(name, route)
     if (kind === 'topic') {
       this.#topics.push(route)
       this.#topicCache.clear()
@@ -135,6 +138,10 @@ export class Outbox {
 
   findRoute(kind: DestinationKind, name: string, group: string, owner: string): Route | undefined {
     return this.#byName.get(routeName(kind, name, group, owner))
+  }
+
+  findQueue(name: string): Route | undefined {
+    return this.#queues.get(name)
   }
 
   /** The subscriptions that a topic goes to. */
@@ -155,6 +162,7 @@ export class Outbox {
     this.#topics = this.#topics.filter((other) => other !== route)
     this.#topicCache.clear()
     this.#byName.delete(routeName(kind, name, group, owner))
+    if (isPlainQueue(route)) this.#queues.delete(name)
     const row: rows.RouteRow = { kind, name, group, owner, durable, dropped: true }
     this.#changes.push(rows.put(rows.routeKey(route.number), row))
     for (const lane of route.lanes) {
@@ -228,7 +236,7 @@ export class Outbox {
       lane.durableTo = lane.next
       this.#confirm(entry, 'sender', 'memory')
     } else {
-      this.#wanted.add(entry, now)
+      this.#wanted.add(entry)
       route.unwritten++
       route.unwrittenBytes += entry.bytes
       if (!this.rules.resolveAfterCommit) this.#confirm(entry, 'sender', this.storeClass)
@@ -332,6 +340,8 @@ export class Outbox {
     entry.write = 'none'
     entry.route.unwritten--
     entry.route.unwrittenBytes -= entry.bytes
+    // What is being written, the log itself counts.
+    this.unwrittenBytes -= rowBytes(entry.bytes)
     entry.route.dirty = true
   }
 
@@ -339,7 +349,6 @@ export class Outbox {
   #elide(entry: Entry): void {
     if (entry.write !== 'wanted') return
     this.#notUnwritten(entry)
-    this.unwrittenBytes -= rowBytes(entry.bytes)
     this.elided++
   }
 
@@ -393,7 +402,6 @@ export class Outbox {
     this.#touchWritten = []
     for (const entry of this.#writing) {
       if (entry.write === 'writing') entry.write = 'durable'
-      this.unwrittenBytes -= rowBytes(entry.bytes)
       entry.lane.durableTo = Math.max(entry.lane.durableTo, entry.sequence + 1)
       this.#confirm(entry, 'sender', this.storeClass)
       if (entry.state === 'uncommitted') this.#leave(entry, now)
@@ -455,7 +463,7 @@ export class Outbox {
         entry.attempts = nacked.attempts
         entry.history = nacked.history
       }
-      this.#admit(entry, data.key(frame, 0), false, Math.max((meta?.d ?? 0) - wallNow, (nacked?.due ?? 0) - now), now)
+      this.#admit(entry, data.key(frame, 0), false, Math.max(meta?.d === undefined ? 0 : Math.min(meta.d - wallNow, meta.d - entry.created), (nacked?.due ?? 0) - now), now)
       lane.nacked.delete(sequence)
       // A retry keeps its key waiting; a delay that its sender asked for does not.
       if (nacked && entry.state === 'waiting') lane.route.hold(entry)
@@ -648,6 +656,9 @@ export class Outbox {
     if (mayHold || entry.target?.peer === peer || entry.doubtAt === peer || entry.others?.has(peer)) this.#finish(entry, outcome, peer)
   }
 
+  /** Messages whose space a consumer has forgotten: nobody but this store may keep them now (rule P11). */
+  refused: Entry[] = []
+
   /** Dead letters to be taken back, with the peers that hold them (rule P13). */
   withdrawals: Array<{ lane: Lane; sequence: number; peer: PeerId }> = []
 
@@ -696,6 +707,8 @@ export class Outbox {
     route.takeBack(entry)
     this.#active.add(route)
     if (fields.kind === 'stale') {
+      // It becomes a dead letter here, in the batch that removes its record.
+      this.refused.push(entry)
       this.#finish(entry, 'dead', null)
       return
     }
@@ -766,7 +779,9 @@ export class Outbox {
   }
 
   #tell(entry: Entry, sent: Sent, outcome: Outcome): void {
-    this.#confirm(entry, 'consumer', sent.durability)
+    // A consumer of a lower class was allowed to take it: the receipt says what its acknowledgement is worth.
+    const taker = CLASS_OF_RANK[entry.takerRank]!
+    this.#confirm(entry, 'consumer', entry.takerRank < DURABILITY_RANK[sent.durability] ? taker : sent.durability)
     if (sent.outcome === null || outcome !== 'done') sent.outcome = outcome
     if (--sent.unsettled > 0) return
     this.settled.push(sent)
@@ -1042,6 +1057,9 @@ export interface ResumeAnswer {
 
 const SLAB_BYTES = 256 * 1024
 const MEMORY_ENDS = 10_000
+const isPlainQueue = ({ kind, group, owner }: Route): boolean => kind === 'queue' && group === '' && owner === ''
+/** In the order of DURABILITY_RANK. */
+const CLASS_OF_RANK: readonly Durability[] = ['memory', 'process', 'disk']
 const isSettled = (entry: Entry): boolean => entry.state === 'settled'
 const watchName = (space: string, number: number): string => `${space}/${number}`
 const laneName = (space: string, number: number): string => `${space}/${number}`

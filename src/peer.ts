@@ -20,6 +20,7 @@ import type { Turn } from './turn.js'
 const CONSUME_OPTIONS = ['concurrency', 'leaseMs', 'retry', 'order']
 /** A pull waits at least so long: the senders must hear of it first. */
 const PULL_LEAST_MS = 25
+const ORDERS: readonly string[] = ['key', 'strict', 'none']
 const TRANSACTION_TRIES = 100
 
 /** Who listens to what. */
@@ -198,6 +199,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
   #take(kind: api.DestinationKind, name: string, group: string, owner: string, durable: boolean, handler: api.Handler<never>, options: api.ConsumeOptions, order: 'key' | 'strict'): api.Consumer {
     this.#checkOpen()
     if (typeof handler !== 'function') throw new PeerpostError('OPTION_INVALID', 'A handler must be a function.')
+    if (options.order !== undefined && !ORDERS.includes(options.order)) throw new PeerpostError('OPTION_INVALID', `order must be ${ORDERS.join(', ')}, not ${String(options.order)}.`)
     const policy = policyOf(options)
     const consumer = this.#consumer(kind, name, group, owner, durable, options.order ?? order, policy)
     const taker: Taker = {
@@ -286,6 +288,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     const policy = policyOf({ ...(options.leaseMs === undefined ? {} : { leaseMs: options.leaseMs }), ...(options.retry ? { retry: options.retry } : {}) })
     if ('queue' in source) return this.#consumer('queue', checkName('queue name', source.queue), '', '', false, 'key', policy)
     if ('request' in source) return this.#consumer('request', checkName('request name', source.request), '', '', false, 'key', policy)
+    if (!('topic' in source)) throw new PeerpostError('OPTION_INVALID', 'Say what to pull from: { queue }, { topic } or { request }.')
     const { group, owner } = this.#membership({ ...source, durable: true })
     return this.#consumer('topic', checkPattern(source.topic), group, owner, source.durable === true, 'strict', policy)
   }

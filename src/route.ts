@@ -272,7 +272,7 @@ export class Route {
     if (!consumer.canTake(entry.bytes)) return false
     if (this.rules.keepClass && !entry.lower && entry.write !== 'none' && consumer.rank < entry.rank) return false
     const lane = entry.lane
-    if (!this.rules.touchFirst || lane.isMemory || lane.touched.get(consumer.peer) === 'durable') return true
+    if (consumer.lane === lane || !this.rules.touchFirst || lane.isMemory || lane.touched.get(consumer.peer) === 'durable') return true
     if (!lane.touched.has(consumer.peer)) wantTouch(lane, consumer.peer)
     return false
   }
@@ -290,24 +290,31 @@ export class Route {
   #hand(entry: Entry, consumer: RemoteConsumer, wallNow: number): void {
     const carrier = consumer.carrier
     const lane = entry.lane
-    const number = carrier.lanes.get(lane) ?? declareLane(carrier, lane)
+    if (consumer.lane !== lane) {
+      consumer.laneNumber = carrier.lanes.get(lane) ?? declareLane(carrier, lane)
+      consumer.lane = lane
+    }
+    const number = consumer.laneNumber
     let flags = entry.redelivered ? DATA_FLAG.redelivered : 0
     if (entry.key !== null && entry.key.out === 0) flags |= DATA_FLAG.keyHead
     const age = Math.max(0, wallNow - entry.created)
     const attempts = this.rules.carryAttempts ? entry.attempts : 0
+    let { bytes } = entry
     if (entry.history === null) {
       carrier.writer.data(entry.slab, entry.start, entry.end, number, entry.sequence, age, attempts, flags)
     } else {
       const frame = withHistory(entry)
       carrier.writer.data(frame, 0, frame.length, number, entry.sequence, age, attempts, flags)
+      bytes = frame.length
     }
     entry.state = 'out'
     entry.target = consumer
+    entry.takerRank = consumer.rank
     consumer.out++
     consumer.messages--
     consumer.sentMessages++
-    consumer.bytes -= entry.bytes
-    consumer.sentBytes += entry.bytes
+    consumer.bytes -= bytes
+    consumer.sentBytes += bytes
     if (entry.key !== null) entry.key.out++
     this.inFlight++
   }

@@ -36,7 +36,7 @@ export class Sender {
   /** One message to a queue. Throws what is wrong with it; once it returns, the message is accepted or its end unknown. */
   send(queue: string, body: unknown, options: api.SendOptions): Sent {
     const { outbox } = this.turn.store
-    const route = outbox.findRoute('queue', queue, '', '') ?? outbox.route('queue', checkName('queue name', queue), '', '', true)
+    const route = outbox.findQueue(queue) ?? outbox.route('queue', checkName('queue name', queue), '', '', true)
     return this.#accept([route], 'queue', queue, this.draft(body, options, null, false), options)
   }
 
@@ -71,9 +71,11 @@ export class Sender {
       return { key: '', meta: extra ?? undefined, body: encoded, durability: storeClass, lower: false, delayMs: 0, ttlMs: Number.POSITIVE_INFINITY, commitFirst }
     checkOptions('send', options, SEND_OPTIONS)
     const durability = options.durability ?? storeClass
-    if (!(durability in DURABILITY_RANK)) throw new PeerpostError('OPTION_INVALID', `durability must be memory, process or disk, not ${String(durability)}.`)
+    if (!Object.hasOwn(DURABILITY_RANK, durability)) throw new PeerpostError('OPTION_INVALID', `durability must be memory, process or disk, not ${String(durability)}.`)
     if (DURABILITY_RANK[durability] > DURABILITY_RANK[storeClass])
       throw new PeerpostError('OPTION_INVALID', `This peer's store is of class ${storeClass}; a message cannot be ${durability}. Open the peer with durability: '${durability}'.`)
+    if (options.until !== undefined && options.until !== 'stored' && options.until !== 'done')
+      throw new PeerpostError('OPTION_INVALID', `until must be stored or done, not ${String(options.until)}.`)
     const delayMs = this.#delay(options)
     const meta = this.#meta(options, extra, delayMs)
     const ttlMs = options.ttlMs === undefined ? Number.POSITIVE_INFINITY : checkInteger('ttlMs', options.ttlMs, 1, DELAY_MAX_MS)

@@ -6,11 +6,12 @@
  */
 import type { Cancel, Clock } from './clock.js'
 import { PeerpostError, reasonOf } from './errors.js'
+import { refusedLetter } from './deadletter.js'
 import { Exchange } from './exchange.js'
 import { Handlers } from './handler.js'
 import type { Held, LocalConsumer, Taker } from './hold.js'
 import type { Sent } from './lane.js'
-import { type Hello, LinkConnection, type Proofs, type Remembered } from './link.js'
+import { type Hello, knowsPair, LinkConnection, type Proofs, type Remembered } from './link.js'
 import { Links, type Network } from './links.js'
 import type { Change, CommitResult, Durability, Log } from './log/log.js'
 import * as rows from './log/rows.js'
@@ -56,6 +57,8 @@ const LOAD_MESSAGES = 1024
 const JUMP_WINDOW_MS = 60_000
 /** A jump goes so far that the pairs which other peers remember of the same lost time lie below it too. */
 const JUMP_EPOCHS = 1024
+/** An honest store never comes near: it counts one for each start. */
+const EPOCH_MAX = 0x7fffffff
 
 export class Turn {
   readonly handlers = new Handlers()
@@ -85,6 +88,9 @@ export class Turn {
   #isBeat = false
   /** Nothing is put off any more. */
   #isDraining = false
+  /** When the first message since the last turn was submitted; 0 before it. */
+  #submitWall = 0
+  #submitNow = 0
 
   constructor(readonly options: TurnOptions) {
     const { clock, proofs, network, limits, rules, log } = options
@@ -93,7 +99,7 @@ export class Turn {
       commitTold: (peer, commit) => this.#commitTold(peer, commit),
       overdue: (held, verdict) => this.#overdue(held, verdict),
       withdraw: (space, route, sequence) => this.#withdraw(space, route, sequence),
-      stale: (peer) => this.report('STALE_ROUTE', peer, 'messages of a forgotten space became dead letters here'),
+      stale: (peer) => this.report('STALE_ROUTE', peer, 'messages of a space that it has forgotten are dead letters here'),
       subscribed: (link, consumer) => this.afterCommit(() => link.writer.control(FRAME.subscribed, [consumer])),
       confirmed: (consumer) => this.onSubscribed?.(consumer),
     })
@@ -219,7 +225,12 @@ export class Turn {
   /** Appends a message to its routes. The caller has checked it. */
   submit(targets: readonly Route[], draft: Draft, sent: Sent): void {
     const { clock } = this.options
-    this.store.outbox.append(targets, draft, sent, clock.wall(), clock.now())
+    // One look at the clocks a turn serves all messages that do not depend on it.
+    if (this.#submitWall === 0 || draft.delayMs > 0 || draft.ttlMs !== Number.POSITIVE_INFINITY) {
+      this.#submitWall = clock.wall()
+      this.#submitNow = clock.now()
+    }
+    this.store.outbox.append(targets, draft, sent, this.#submitWall, this.#submitNow)
     this.schedule()
   }
 
@@ -360,11 +371,13 @@ export class Turn {
   #run(): void {
     const { clock } = this.options
     const now = clock.now()
+    this.#submitWall = 0
     this.#due(now)
     this.#load(now)
     this.#start(now)
     this.store.outbox.pump(clock.wall())
     this.#withdrawals()
+    this.#keepRefused()
     this.#flush()
     this.#commit(now)
     this.#confirm()
@@ -532,6 +545,17 @@ export class Turn {
     for (const sent of settled) sent.onSettled?.(sent.outcome!, null)
   }
 
+  /** What a consumer refused for good is kept here as a dead letter, in the batch in which it leaves its route. */
+  #keepRefused(): void {
+    const { outbox, settle } = this.store
+    for (const entry of outbox.refused.splice(0)) {
+      const row = refusedLetter(entry, this.options.proofs.peerId, this.options.clock.wall())
+      this.#changes.push(rows.put(rows.deadLetterKey(row.id, row.space, row.route, row.sequence), row))
+      settle.letters.push(row)
+      settle.deadLetters++
+    }
+  }
+
   #letters(): void {
     const { settle } = this.store
     if (settle.letters.length === 0) return
@@ -622,6 +646,10 @@ export class Turn {
   /** Another peer says that this store is not what it was. */
   #fenced(verdict: 'FENCED' | 'DUPLICATE_IDENTITY' | 'ROLLBACK', pair: Remembered | null, peer: PeerId): void {
     const now = this.options.clock.now()
+    if (!this.#isPlausible(verdict, pair)) {
+      this.options.emit('warning', { code: 'PROTOCOL_VIOLATION', message: `${peer} says that this store was superseded, and cannot be right. Its word is ignored.` })
+      return
+    }
     // Several connections may say the same before the jump is done; what it jumps over is then behind.
     if (verdict === 'ROLLBACK' && pair !== null && (this.#isJumping || pair.epoch < this.store.epoch)) return
     if (verdict !== 'ROLLBACK' || pair === null || now - this.#lastJump < JUMP_WINDOW_MS) {
@@ -633,6 +661,13 @@ export class Turn {
     this.#lastJump = now
     this.report('SENDER_ROLLBACK', peer, `this store ended before commit ${pair.commit} of epoch ${pair.epoch}: it was restored from a backup`)
     this.#reincarnate(pair)
+  }
+
+  /** Can a peer have accepted a later incarnation of this very store? A liar must not stop it, or use up its epochs. */
+  #isPlausible(verdict: 'FENCED' | 'DUPLICATE_IDENTITY' | 'ROLLBACK', pair: Remembered | null): boolean {
+    if (verdict === 'DUPLICATE_IDENTITY') return true
+    if (pair === null || pair.storeId !== this.options.storeId || pair.epoch > EPOCH_MAX) return false
+    return !knowsPair(this.store.lineage, this.commitNumber, pair, pair.storeId)
   }
 
   /**

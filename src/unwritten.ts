@@ -23,7 +23,10 @@ const NEWEST = 0.2
 export class Unwritten {
   /** In the order in which they were accepted; those that were settled meanwhile are still among them. */
   readonly #entries = new Deque<Entry>()
-  /** How many entries came and went, and up to which count they came by which time: one mark a turn. */
+  /**
+   * How many entries came and went, and up to which count they came by which turn. The wait counts from the turn that
+   * could hand them over: a caller may take long to send ten thousand, and until then none has left.
+   */
   #came = 0
   #went = 0
   readonly #marks = new Deque<{ since: number; upTo: number }>()
@@ -38,16 +41,9 @@ export class Unwritten {
     return this.#entries.length
   }
 
-  add(entry: Entry, now: number): void {
+  add(entry: Entry): void {
     this.#entries.push(entry)
     this.#came++
-    const mark = this.#marks.at(this.#marks.length - 1)
-    if (mark !== undefined && mark.since === now) mark.upTo = this.#came
-    else this.#marks.push({ since: now, upTo: this.#came })
-    if (this.#probe === null) {
-      this.#probe = entry
-      this.#probeSince = now
-    }
   }
 
   /** Something has to be written with the next batch, and all before it: no consumer has it or is about to get it. */
@@ -57,6 +53,7 @@ export class Unwritten {
 
   /** When something has to be written: in the past, at a time, or Infinity. */
   dueAt(now: number): number {
+    this.#mark(now)
     this.#measure(now)
     this.#forget()
     if (this.#entries.length === 0) return Number.POSITIVE_INFINITY
@@ -66,6 +63,7 @@ export class Unwritten {
 
   /** Takes out what has to be written now. What was settled before is left out. */
   take(now: number): Entry[] {
+    this.#mark(now)
     const taken: Entry[] = []
     const patience = this.#patience(now)
     while (this.#entries.length > 0 && (this.#isUrgent || this.#marks.at(0)!.since + patience <= now)) {
@@ -81,6 +79,16 @@ export class Unwritten {
       const entry = this.#entries.at(i)!
       if (entry.write === 'wanted') yield entry
     }
+  }
+
+  /** What came since the last turn counts from this one. */
+  #mark(now: number): void {
+    const last = this.#marks.at(this.#marks.length - 1)
+    if (this.#came === (last?.upTo ?? this.#went)) return
+    this.#marks.push({ since: now, upTo: this.#came })
+    if (this.#probe !== null) return
+    this.#probe = this.#entries.at(this.#entries.length - 1)!
+    this.#probeSince = now
   }
 
   #shift(): Entry {

@@ -12,9 +12,6 @@ import ts from 'typescript'
 const ROOT = fileURLToPath(new URL('../../', import.meta.url))
 const README = readFileSync(join(ROOT, 'README.md'), 'utf8')
 
-/** Pages that the README leads to and that are not written yet. One that is there is only reported. */
-const COMING = ['ARCHITECTURE.md', 'docs/PROTOCOL.md']
-
 /** The texts of the code blocks whose first line is ``` and `info`. */
 const blocks = (info: string): string[] =>
   [...README.matchAll(/^```(.*)\n([\s\S]*?)^```$/gm)].flatMap(([, first, text]) => (first === info ? [text!] : []))
@@ -102,9 +99,7 @@ t.test('what it names exists', async (t) => {
   const links = [...README.matchAll(/\]\((?!https?:)([^)#]+)/g)].map(([, path]) => path!)
   const files = [...README.matchAll(/`((?:src|test|examples|nodes)\/[\w./-]+)`/g)].map(([, path]) => path!)
   t.ok(links.length > 4 && files.length > 4, 'links and files were found')
-  for (const path of new Set([...links, ...files]))
-    if (!COMING.includes(path)) t.ok(existsSync(join(ROOT, path)), path)
-    else if (existsSync(join(ROOT, path))) t.comment(`${path} is written: take it out of COMING`)
+  for (const path of new Set([...links, ...files])) t.ok(existsSync(join(ROOT, path)), path)
   const { scripts } = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8')) as {
     scripts: Record<string, string>
   }

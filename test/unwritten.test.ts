@@ -11,11 +11,17 @@ function settle(one: Entry): void {
   one.write = 'none'
 }
 
+/** Accepted, and looked at by the turn at `now`. */
+function accept(unwritten: Unwritten, one: Entry, now: number): void {
+  unwritten.add(one)
+  unwritten.dueAt(now)
+}
+
 /** A peer whose consumer acknowledges after `ms`. */
 function measured(ms: number): Unwritten {
   const unwritten = new Unwritten()
   const first = entry()
-  unwritten.add(first, 0)
+  accept(unwritten, first, 0)
   unwritten.take(0)
   settle(first)
   unwritten.dueAt(ms)
@@ -24,7 +30,7 @@ function measured(ms: number): Unwritten {
 
 t.test('before any acknowledgement was timed, writing starts at once', async (t) => {
   const unwritten = new Unwritten()
-  unwritten.add(entry(), 5)
+  accept(unwritten, entry(), 5)
   t.ok(unwritten.dueAt(5) <= 5)
   t.equal(unwritten.take(5).length, 1)
   t.equal(unwritten.dueAt(5), Number.POSITIVE_INFINITY)
@@ -33,7 +39,7 @@ t.test('before any acknowledgement was timed, writing starts at once', async (t)
 t.test('a message waits for twice the time that acknowledgements take', async (t) => {
   const unwritten = measured(2)
   const one = entry()
-  unwritten.add(one, 10)
+  accept(unwritten, one, 10)
   t.equal(unwritten.dueAt(10), 14)
   t.same(unwritten.take(13), [])
   t.same(unwritten.take(14), [one])
@@ -42,7 +48,7 @@ t.test('a message waits for twice the time that acknowledgements take', async (t
 t.test('what was acknowledged before is never written', async (t) => {
   const unwritten = measured(2)
   const one = entry()
-  unwritten.add(one, 10)
+  accept(unwritten, one, 10)
   settle(one)
   t.equal(unwritten.dueAt(12), Number.POSITIVE_INFINITY)
   t.equal(unwritten.length, 0)
@@ -52,9 +58,9 @@ t.test('what was acknowledged before is never written', async (t) => {
 t.test('only what is old enough is written; the rest waits on', async (t) => {
   const unwritten = measured(2)
   const [old, done, young] = [entry(), entry(), entry()]
-  unwritten.add(old, 10)
-  unwritten.add(done, 10)
-  unwritten.add(young, 13)
+  accept(unwritten, old, 10)
+  accept(unwritten, done, 10)
+  accept(unwritten, young, 13)
   settle(done)
   t.same(unwritten.take(14), [old])
   t.equal(unwritten.dueAt(14), 17)
@@ -64,27 +70,27 @@ t.test('only what is old enough is written; the rest waits on', async (t) => {
 t.test('what nobody takes is written with the next batch, and all that came before it', async (t) => {
   const unwritten = measured(2)
   const [before, alone] = [entry(), entry('waiting')]
-  unwritten.add(before, 10)
-  unwritten.add(alone, 10)
+  accept(unwritten, before, 10)
+  accept(unwritten, alone, 10)
   unwritten.hurry()
   t.ok(unwritten.dueAt(10) <= 10)
   t.same(unwritten.take(10), [before, alone])
-  unwritten.add(entry(), 11)
+  accept(unwritten, entry(), 11)
   t.ok(unwritten.dueAt(11) > 11, 'the hurry is over')
 })
 
 t.test('a slow consumer is not waited for', async (t) => {
   const unwritten = measured(50)
-  unwritten.add(entry(), 100)
+  accept(unwritten, entry(), 100)
   t.ok(unwritten.dueAt(100) <= 100)
 })
 
 t.test('a consumer that has become slow is not waited for any more', async (t) => {
   const unwritten = measured(2)
   const stuck = entry()
-  unwritten.add(stuck, 10)
+  accept(unwritten, stuck, 10)
   t.same(unwritten.take(14), [stuck])
-  unwritten.add(entry(), 30)
+  accept(unwritten, entry(), 30)
   t.ok(unwritten.dueAt(30) <= 30)
 })
 
@@ -93,18 +99,24 @@ t.test('one long wait is forgotten after a few quick acknowledgements', async (t
   let now = 4_000_000
   for (let i = 0; i < 12; i++, now += 10) {
     const one = entry()
-    unwritten.add(one, now)
+    accept(unwritten, one, now)
     settle(one)
     unwritten.dueAt(now + 1)
   }
-  unwritten.add(entry(), now)
+  accept(unwritten, entry(), now)
   t.ok(unwritten.dueAt(now) > now)
 })
 
 t.test('many may wait longer, and no sender is held to less than 50 messages a millisecond', async (t) => {
   const unwritten = measured(50)
-  for (let i = 0; i < 5000; i++) unwritten.add(entry(), 100)
+  for (let i = 0; i < 5000; i++) accept(unwritten, entry(), 100)
   t.equal(unwritten.dueAt(100), 200)
   t.equal(unwritten.take(199).length, 0)
   t.ok(unwritten.take(200).length > 4500)
+})
+
+t.test('the wait begins with the turn that could hand a message over, not with the call that sent it', async (t) => {
+  const unwritten = measured(2)
+  unwritten.add(entry())
+  t.equal(unwritten.dueAt(400), 404)
 })

@@ -150,16 +150,23 @@ export class Fleet {
 
   /** Lets every service finish and close its peer. */
   async close(): Promise<void> {
-    const ends = [...this.#running.values()].map(({ process: child }) => once(child, 'exit'))
-    await Promise.all([...this.#running.keys()].map((name) => this.#call(name, 'close')))
+    const children = [...this.#running.values()].map((running) => running.process)
+    const ends = children.map((child) => once(child, 'exit'))
+    // The end of the process is the answer: one that it sends just before may come after it, or not at all.
+    for (const child of children) child.send({ call: 0, command: 'close' } satisfies ToService)
     for (const [code] of await Promise.all(ends)) if (code !== 0) throw new Error(`A service ended with ${code}.`)
   }
 
   /** Leaves no process behind, whatever happened. */
-  end(): void {
-    for (const { process: child } of this.#running.values()) if (child.exitCode === null) child.kill('SIGKILL')
+  async end(): Promise<void> {
+    const alive = [...this.#running.values()].map((running) => running.process).filter(isRunning)
+    const ends = alive.map((child) => once(child, 'exit'))
+    for (const child of alive) child.kill('SIGKILL')
+    await Promise.all(ends)
   }
 }
+
+const isRunning = (child: ChildProcess): boolean => child.exitCode === null && child.signalCode === null
 
 function settle({ calls }: Running, { call, value, error }: Extract<FromService, { type: 'answer' }>): void {
   const waiting = calls.get(call)

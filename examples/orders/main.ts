@@ -120,21 +120,18 @@ async function summary(): Promise<void> {
   fleet.print('stock', `${stock!['teapots']} teapots left`)
 }
 
-function leaveNothing(): void {
-  fleet.end()
-  if (flags.data === undefined) rmSync(folder, { recursive: true, force: true, maxRetries: 5 })
+async function leaveNothing(): Promise<void> {
+  await fleet.end()
+  if (flags.data === undefined) rmSync(folder, { recursive: true, force: true })
 }
 
 for (const signal of ['SIGINT', 'SIGTERM'] as const)
-  process.once(signal, () => {
-    leaveNothing()
-    process.exit(1)
-  })
+  process.once(signal, () => void leaveNothing().finally(() => process.exit(1)))
 
 try {
   for (const chapter of [openForBusiness, happyPath, killed, compensated, repaired, extended, compared, summary])
     await chapter()
   await fleet.close()
 } finally {
-  leaveNothing()
+  await leaveNothing()
 }

@@ -55,6 +55,7 @@ async function answer(peer: Peer, { call, command }: ToService, tell: (message: 
     tell({ type: 'answer', call, value: await COMMANDS[command](peer) })
   } catch (thrown) {
     tell({ type: 'answer', call, error: String(thrown) })
+    if (command === 'close') process.exitCode = 1
   }
   if (command === 'close') process.disconnect()
 }

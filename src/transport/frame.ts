@@ -136,6 +136,25 @@ function checkMany(bytes: Buffer, at: number, count: number, depth: number): num
   return end
 }
 
+/** `writeUIntBE(value, at, 6)` at half the cost, three times for each message: it checks what is known here. */
+function putUint48(into: Buffer, at: number, value: number): void {
+  const high = Math.floor(value / 0x1_0000_0000)
+  const low = value >>> 0
+  into[at] = high >>> 8
+  into[at + 1] = high
+  into[at + 2] = low >>> 24
+  into[at + 3] = low >>> 16
+  into[at + 4] = low >>> 8
+  into[at + 5] = low
+}
+
+/** Its counterpart. `at + 6` must lie inside: reading on would give NaN, not throw. */
+function uint48(from: Buffer, at: number): number {
+  const high = (from[at]! << 8) | from[at + 1]!
+  const low = ((from[at + 2]! << 24) | (from[at + 3]! << 16) | (from[at + 4]! << 8) | from[at + 5]!) >>> 0
+  return high * 0x1_0000_0000 + low
+}
+
 /** A packet under construction: frames are appended where they will be sent from. */
 export class PacketWriter {
   #slab = freshSlab(SLAB_BYTES)
@@ -183,8 +202,8 @@ export class PacketWriter {
     slab[at + 1] = slab[at + 1]! | flags
     if (attempts > 0) slab.writeUInt16BE(attempts, at + 2)
     slab.writeUInt32BE(lane, at + 4)
-    slab.writeUIntBE(sequence, at + 8, 6)
-    slab.writeUIntBE(ageMs, at + 20, 6)
+    putUint48(slab, at + 8, sequence)
+    putUint48(slab, at + 20, ageMs)
   }
 
   /** Ranges of settled sequences: `ends` is a flat list of from, to pairs. */
@@ -227,7 +246,7 @@ export class PacketWriter {
 
   /** Reserved, not sent yet: a slice of a body that is too large for one frame. */
   part(lane: number, sequence: number, offset: number, bytes: Buffer): void {
-    const at = this.#open(19 + bytes.length)
+    const at = this.#open(17 + bytes.length)
     this.#slab[at] = FRAME.part
     this.#slab.writeUInt32BE(lane, at + 1)
     this.#slab.writeUIntBE(sequence, at + 5, 6)
@@ -365,9 +384,9 @@ export function writeData(
   into[at + 1] = (fields.meta ? DATA_FLAG.meta : 0) | (body.isValue ? DATA_FLAG.value : 0) | (fields.lower ? DATA_FLAG.lower : 0)
   into.writeUInt16BE(0, at + 2)
   into.writeUInt32BE(0, at + 4)
-  into.writeUIntBE(fields.sequence, at + 8, 6)
-  into.writeUIntBE(fields.number, at + 14, 6)
-  into.writeUIntBE(fields.created, at + 20, 6)
+  putUint48(into, at + 8, fields.sequence)
+  putUint48(into, at + 14, fields.number)
+  putUint48(into, at + 20, fields.created)
   into.writeUInt16BE(fields.keyBytes, at + 26)
   into.writeUInt16BE(fields.meta?.length ?? 0, at + 28)
   let to = at + DATA_HEADER_BYTES
@@ -382,10 +401,10 @@ export const data = {
   flags: (frame: Buffer, at: number): number => frame[at + 1]!,
   attempts: (frame: Buffer, at: number): number => frame.readUInt16BE(at + 2),
   lane: (frame: Buffer, at: number): number => frame.readUInt32BE(at + 4),
-  sequence: (frame: Buffer, at: number): number => frame.readUIntBE(at + 8, 6),
-  number: (frame: Buffer, at: number): number => frame.readUIntBE(at + 14, 6),
+  sequence: (frame: Buffer, at: number): number => uint48(frame, at + 8),
+  number: (frame: Buffer, at: number): number => uint48(frame, at + 14),
   /** When it was created, in the log; how old it is, on the wire. Milliseconds. */
-  created: (frame: Buffer, at: number): number => frame.readUIntBE(at + 20, 6),
+  created: (frame: Buffer, at: number): number => uint48(frame, at + 20),
   key(frame: Buffer, at: number): string {
     const length = frame.readUInt16BE(at + 26)
     return length === 0 ? '' : frame.toString('utf8', at + DATA_HEADER_BYTES, at + DATA_HEADER_BYTES + length)

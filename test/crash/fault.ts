@@ -10,11 +10,11 @@ const NODES: Readonly<Record<Who, readonly Node[]>> = {
   both: ['sender', 'consumer'],
 }
 
-/** SIGKILL under load, sometimes again before the process is up. */
+/** SIGKILL under load, sometimes again before the process is up; two to four times unless told otherwise. */
 export const crashes =
-  (who: Who): Fault =>
+  (who: Who, rounds?: number): Fault =>
   async (trial) => {
-    for (let round = trial.rng.between(2, 4); round > 0; round--) {
+    for (let round = rounds ?? trial.rng.between(2, 4); round > 0; round--) {
       await pause(trial.rng.chance(0.25) ? trial.rng.between(20, 150) : trial.rng.between(150, 700))
       await trial.kill(NODES[who])
       if (trial.rng.chance(0.5)) await pause(trial.rng.int(200))

@@ -25,8 +25,14 @@ export interface ChildOptions {
   /** The sender's: how many messages it may send in all its lives, and how many of them at a time. */
   readonly messages: number
   readonly outstanding: number
-  /** The consumer's: a message that ends its process. */
-  readonly deadly: string | undefined
+  readonly deadly: Deadly | undefined
+}
+
+/** A message that ends the consumer's process: from which attempt on, and how long after its handler was called. */
+export interface Deadly {
+  readonly value: string
+  readonly fromAttempt: number
+  readonly afterMs: number
 }
 
 /** One call of the sender. A transaction sends `children` or nothing; it is a message of its own for the checker. */

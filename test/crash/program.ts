@@ -96,7 +96,12 @@ export class Program {
     const run = this.nextRun()
     this.journal.add({ f: 'start', value, attempt, redelivered })
     this.journal.witness(value, run)
-    if (value === this.options.deadly) process.abort()
+    const { deadly } = this.options
+    if (value === deadly?.value) {
+      if (attempt < deadly.fromAttempt) throw new Error('as planned')
+      if (deadly.afterMs > 0) await new Promise((resolve) => setTimeout(resolve, deadly.afterMs))
+      process.abort()
+    }
     const { throws, takesMs, emits } = planHandling(this.options.seed, value, key)
     if (takesMs > 0) await new Promise((resolve) => setTimeout(resolve, takesMs))
     // A dead letter and what follows it in its key must not fall into one millisecond.

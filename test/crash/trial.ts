@@ -11,7 +11,7 @@ import { type Count, type HistoryEvent, readHistory } from '../sim/history.js'
 import { Rng } from '../sim/random.js'
 import { Child } from './child.js'
 import { historyFiles, WITNESS, wholeLines } from './journal.js'
-import { type ChildOptions, MAX_ATTEMPTS, planHandling } from './plan.js'
+import { type ChildOptions, type Deadly, MAX_ATTEMPTS, planHandling } from './plan.js'
 import { type Scan, scanStore } from './scan.js'
 
 export type Node = ChildOptions['node']
@@ -24,8 +24,7 @@ export interface TrialOptions {
   readonly fault: Fault
   readonly durability: 'process' | 'disk'
   readonly messages: number
-  /** A message that ends the consumer's process whenever it is run. */
-  readonly deadly?: string
+  readonly deadly?: Deadly
   /** An empty folder; the caller removes it. */
   readonly dir: string
 }
@@ -249,15 +248,15 @@ function witnessProblems(lines: readonly string[], scans: readonly Scan[]): stri
 }
 
 /** G10: only poison and what crashes used up becomes a dead letter, with one entry of its history for each delivery. */
-function letterProblems(seed: number, deadly: string | undefined, scans: readonly Scan[]): string[] {
+function letterProblems(seed: number, deadly: Deadly | undefined, scans: readonly Scan[]): string[] {
   const problems: string[] = []
   for (const { value, reasons } of scans.flatMap((scan) => scan.letters)) {
-    const { throws } = planHandling(seed, value, undefined)
+    const throws = value === deadly?.value ? deadly.fromAttempt - 1 : planHandling(seed, value, undefined).throws
     const crashes = reasons.filter((reason) => reason === 'CRASHED').length
     const why = reasons.join(', ')
     if (reasons.length !== MAX_ATTEMPTS)
       problems.push(`G10: ${value} is a dead letter after ${reasons.length} deliveries: ${why}.`)
-    if (value === deadly ? crashes < MAX_ATTEMPTS : throws + crashes < MAX_ATTEMPTS)
+    if (throws + crashes < MAX_ATTEMPTS)
       problems.push(`G10: ${value} is a dead letter, and its handler would have succeeded: ${why}.`)
     if (reasons.some((reason) => reason !== 'CRASHED' && reason !== 'as planned'))
       problems.push(`G10: ${value} failed for ${why}.`)

@@ -68,7 +68,7 @@ t.test('each frame of the document parses to what it says', async (t) => {
   const space = Buffer.alloc(16, 0x11)
   t.same(fieldsOf('lane'), [1, space, 1, 1, 'queue', 'charge-card', '', ''])
   t.same(fieldsOf('resume'), [['11'.repeat(16)], [[space, 1, 1, 4, 0, []]]])
-  t.same(fieldsOf('resumed'), [[[space, 1, [1, 3], [], [4]]]])
+  t.same(fieldsOf('resumed'), [[[space, 1, [1, 3], [], [4], []]]])
   const [, route, sequence, kind, attempts, delayMs, history] = fieldsOf('nack')
   t.same([route, sequence, kind, attempts, delayMs], [1, 4, 'retry', 1, 1500])
   t.same(history, [[1, 1_700_000_000_000, golden.LISTENER.peerId, 20, 'card declined']])

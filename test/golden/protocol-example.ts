@@ -209,8 +209,8 @@ export function examples(): Example[] {
     ),
     control(
       'resumed',
-      [[[space, 1, [1, 3], [], [4]]]],
-      ['one answer: [space, route 1, done 1 to 3, none dead, 4 is running]'],
+      [[[space, 1, [1, 3], [], [4], []]]],
+      ['one answer: [space, route 1, done 1 to 3, none dead, 4 is running, none expired]'],
     ),
     cut(
       'credit',

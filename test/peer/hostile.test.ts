@@ -87,7 +87,7 @@ const FIELD_FRAMES: ReadonlyArray<[type: number, good: (s: Stranger) => unknown[
   [FRAME.unconsume, () => [9, false]],
   [FRAME.subscribed, () => [1]],
   [FRAME.resume, () => [['ab'], [[SPACE, 1, 1, 9, 3, [2]]]]],
-  [FRAME.resumed, () => [[[SPACE, 1, [1, 2], [4, 4], [5]]]]],
+  [FRAME.resumed, () => [[[SPACE, 1, [1, 2], [4, 4], [5], [6, 6]]]]],
   [FRAME.progress, () => [5, [[1, 5, [3]]]]],
   [FRAME.withdraw, () => [SPACE, 1, 1]],
 ]
@@ -177,6 +177,12 @@ t.test('nobody takes what is another peer\'s', async (t) => {
     say(stranger)
     t.equal(await stranger.endsWith(), 'PROTOCOL_VIOLATION')
   }
+  // An older space that the friend's lanes are known by here.
+  await friend.send('target', 1, { until: 'done' })
+  const thief = await new Stranger(undefined, { epoch: 2 }).dial(t, endpoint)
+  for (let route = 1; route < 8; route++) for (const line of [0, 0x80000000]) thief.writer.control(FRAME.lane, [route, Buffer.from(friend.status().space, 'hex'), 1, route + line, 'queue', 'target', '', ''])
+  thief.flush()
+  t.equal(await thief.endsWith(), 'PROTOCOL_VIOLATION')
   await isWell(t, victim, friend)
 })
 

@@ -331,7 +331,7 @@ function checkLoss(run: Check, fate: Fate, accepted: boolean): 'lost' | 'lostWit
   if (!accepted || fate.effects.length > 0 || fate.parked.length > 0) return null
   if (fate.undoneEffects.length > 0 || fate.undoneParked.length > 0) {
     // It was settled and forgotten by its sender, so somebody knew enough to notice, unless the sender lost its store too.
-    const sender = fate.invokes[0]?.p
+    const sender = fate.invokes[0]?.p ?? fate.parents[0]?.store
     const isMemory = fate.oks.some((ok) => ok.class === 'memory')
     const witnessed = sender !== undefined && !run.losses.has(sender) && !isMemory
     for (const { store } of witnessed ? [...fate.undoneEffects, ...fate.undoneParked] : [])

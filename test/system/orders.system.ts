@@ -69,13 +69,14 @@ const endingOf = (id: string, [order, stock, payment, notification, finance]: re
   alert: finance![`alert/${id}`],
 })
 
+t.setTimeout(200_000)
 for (const seed of [1, 2])
   t.test(`seed ${seed}: every order ends once, and whole`, async (t) => {
     const folder = mkdtempSync(join(tmpdir(), 'orders-'))
     const fleet = new QuietFleet(folder)
-    t.teardown(() => {
-      fleet.end()
-      rmSync(folder, { recursive: true, force: true, maxRetries: 5 })
+    t.teardown(async () => {
+      await fleet.end()
+      rmSync(folder, { recursive: true, force: true })
     })
     const random = new Rng(seed)
     await fleet.open()
