@@ -186,6 +186,9 @@ interface Machine {
   life: Life | null
   node: SimNode | null
   incarnations: number
+  /** When its store last lost what it had, and the time to which that took it back. */
+  lostAt: number
+  lostTo: number
   /** Calls into its seams, of all its processes. */
   readonly calls: Record<string, number>
   /** Facts of this disk that are already in the history. */
@@ -238,6 +241,8 @@ class World {
         life: null,
         node: null,
         incarnations: 0,
+        lostAt: Number.NEGATIVE_INFINITY,
+        lostTo: Number.POSITIVE_INFINITY,
         calls: {},
         seen: new Set(),
       }
@@ -433,6 +438,8 @@ class World {
       return
     }
     if (life === null || !life.alive) return
+    // A backup from between would bring back what an earlier loss took: the checker takes what is lost for gone.
+    if (snapshot !== null && snapshot.at < machine.lostAt && snapshot.at > machine.lostTo) return
     if (fault.kind === 'pause') this.kernel.pause(life, fault.forMs)
     else if (fault.kind === 'stop') this.#stop(machine, life, fault.forMs)
     else if (fault.kind === 'kill' || fault.kind === 'power') this.#end(machine, life, fault)
@@ -467,8 +474,11 @@ class World {
     const { disk, options } = machine
     const { name } = options
     this.#scan(machine, false)
+    const isWipe = snapshot === null || snapshot.rows.size === 0
+    machine.lostAt = this.kernel.now
+    machine.lostTo = isWipe ? Number.NEGATIVE_INFINITY : Math.min(machine.lostTo, snapshot.at)
     // A backup from before the store existed leaves nothing behind, like a wipe.
-    if (snapshot === null || snapshot.rows.size === 0) {
+    if (isWipe) {
       disk.wipe()
       this.recorder.add(name, { f: 'wipe', store: name })
       this.#allowed.push({ about: name, verdicts: ['RECEIVER_RESET', 'SENDER_RESET'] })
