@@ -43,7 +43,9 @@ interface RunningCommit {
   readonly commit: number
   readonly stateVersion: number
   readonly waiters: ReadonlyArray<() => void>
-  readonly since: number
+  since: number
+  /** Handed to the log and not answered; between two tries of a full store it is not. */
+  isWithLog: boolean
 }
 
 /** Rows that nobody waits for are written so much later, unless a batch takes them along. */
@@ -391,7 +393,7 @@ export class Turn {
     if (outbox.nextDue <= now)
       for (const peer of outbox.tick(now)) this.options.emit('warning', { code: 'FAILOVER', message: `${peer} has been away for too long: what it had may run elsewhere, marked as redelivered.` })
     if (this.handlers.nextDue <= now) for (const held of this.handlers.tick(now)) this.#leaseLost(held)
-    if (this.#committing && now - this.#committing.since >= this.options.limits.commitTimeoutMs && !this.#isFull)
+    if (this.#committing?.isWithLog && now - this.#committing.since >= this.options.limits.commitTimeoutMs)
       throw new PeerpostError('FAILED', `A commit did not end within ${this.options.limits.commitTimeoutMs} ms. Check the disk, then start the peer again.`)
     if (now < this.#nextBeat) return
     this.#nextBeat = now + this.options.limits.heartbeatMs
@@ -500,18 +502,21 @@ export class Turn {
     this.#dirtyPeers.clear()
     const commit = this.commitNumber + 1
     batch.push(rows.put(rows.COMMIT_KEY, [commit, this.openMs]))
-    this.#committing = { batch, commit, stateVersion: this.state.version, waiters: this.#waiters, since: now }
+    this.#committing = { batch, commit, stateVersion: this.state.version, waiters: this.#waiters, since: now, isWithLog: false }
     this.#waiters = []
     this.#send()
   }
 
   #send(): void {
     const running = this.#committing!
+    running.since = this.options.clock.now()
+    running.isWithLog = true
     this.options.log.commit(running.batch, (result) => this.#guard(() => this.#committed(running, result)))
   }
 
   #committed(running: RunningCommit, result: CommitResult): void {
     const { clock } = this.options
+    running.isWithLog = false
     if (result.kind === 'failed') throw new PeerpostError('FAILED', `The store failed: ${result.reason}. What was not confirmed is unknown; start the peer again.`)
     if (result.kind === 'full') {
       if (!this.#isFull) this.options.emit('warning', { code: 'FULL', message: `The store has no room (${result.reason}). Sending waits; free some space.` })
