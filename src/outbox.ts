@@ -4,15 +4,15 @@
  * changes to the batch and frames to the links' packets; `turn.ts` commits and sends them.
  */
 import { invariant } from './errors.js'
-import { type Carrier, Entry, Lane, type RemoteConsumer, Sent } from './lane.js'
 import { type Change, DURABILITY_RANK, type Durability } from './log/log.js'
 import * as rows from './log/rows.js'
 import type { DestinationKind, Outcome, PeerId, SpaceId } from './message.js'
 import type { Limits } from './options.js'
 import { matches } from './pattern/topic.js'
 import { DueHeap } from './queue.js'
-import { Route } from './route.js'
+import { type Carrier, Entry, Lane, type RemoteConsumer, Route } from './route.js'
 import type { Rules } from './rules.js'
+import { Sent } from './sent.js'
 import { Unwritten } from './unwritten.js'
 import { DATA_FLAG, DATA_HEADER_BYTES, data, type Encoded, encodeMeta, type Meta, violation, writeData } from './transport/frame.js'
 

@@ -4,7 +4,7 @@ import { type StoredLetter, findLetters, removeLetter, showLetter } from './dead
 import { ConflictGate, type DeliveryHost, HeldDelivery, runHandler, TxFace } from './delivery.js'
 import { PeerpostError } from './errors.js'
 import type { ConsumerPolicy, Held, LocalConsumer, Taker } from './hold.js'
-import type { Sent } from './lane.js'
+import type { Sent } from './sent.js'
 import type { Durability } from './log/log.js'
 import type * as api from './message.js'
 import { checkInteger, checkName, checkOptions, LIMITS, parseBackoff } from './options.js'

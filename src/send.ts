@@ -5,7 +5,7 @@
  */
 import { PeerpostError } from './errors.js'
 import { IdWindow } from './idwindow.js'
-import { Sent } from './lane.js'
+import { Sent } from './sent.js'
 import { DURABILITY_RANK } from './log/log.js'
 import * as rows from './log/rows.js'
 import type * as api from './message.js'

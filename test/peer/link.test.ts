@@ -1,13 +1,13 @@
 import t from 'tap'
 import type { Message } from '../../src/message.js'
 import { eventually, folder, gate, hasConsumers, open, pause, routeOf, within } from './mesh.js'
-import { Proxy } from './proxy.js'
+import { CutProxy } from './proxy.js'
 
 t.test('after a cut the link is back within about two seconds, and nothing is lost or done twice', async (t) => {
   for (const durability of ['memory', 'process'] as const) {
     const store = () => (durability === 'memory' ? {} : { dataDir: folder(t), durability })
     const sender = await open(t, { listen: ['tcp://127.0.0.1:0'], ...store() })
-    const proxy = await Proxy.before(t, sender.endpoints[0]!)
+    const proxy = await CutProxy.before(t, sender.endpoints[0]!)
     const consumer = await open(t, { peers: [proxy.endpoint], ...store() })
     const seen: number[] = []
     consumer.consume<number>('q', (message) => void seen.push(message.body), { concurrency: 4 })
@@ -29,7 +29,7 @@ t.test('after a cut the link is back within about two seconds, and nothing is lo
 
 t.test('a link through which nothing comes is dead after three seconds, and comes back when it can', async (t) => {
   const sender = await open(t, { listen: ['tcp://127.0.0.1:0'] })
-  const proxy = await Proxy.before(t, sender.endpoints[0]!)
+  const proxy = await CutProxy.before(t, sender.endpoints[0]!)
   const consumer = await open(t, { peers: [proxy.endpoint] })
   const arrived = gate<Message>()
   consumer.consume('q', (message) => arrived.open(message))
@@ -48,7 +48,7 @@ t.test('a link through which nothing comes is dead after three seconds, and come
 
 t.test('two peers that dial each other end with one link', async (t) => {
   const a = await open(t, { listen: ['tcp://127.0.0.1:0'] })
-  const proxy = await Proxy.before(t, a.endpoints[0]!)
+  const proxy = await CutProxy.before(t, a.endpoints[0]!)
   const b = await open(t, { listen: ['tcp://127.0.0.1:0'], peers: [proxy.endpoint] })
   await eventually(() => a.status().peers.length === 1)
   // Both know each other now from both sides: a dials b while b's connection is up.

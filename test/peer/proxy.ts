@@ -3,7 +3,7 @@ import { connect, createServer, type Socket } from 'node:net'
 import type { AddressInfo } from 'node:net'
 import type { Test } from 'tap'
 
-export class Proxy {
+export class CutProxy {
   readonly #sockets = new Set<Socket>()
   #isBlackhole = false
   /** Connections that came in so far. */
@@ -14,11 +14,11 @@ export class Proxy {
     readonly stop: () => void,
   ) {}
 
-  static async before(t: Test, endpoint: string): Promise<Proxy> {
+  static async before(t: Test, endpoint: string): Promise<CutProxy> {
     const port = Number(endpoint.split(':').pop())
     const server = createServer((client) => proxy.#join(client, connect(port, '127.0.0.1')))
     await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
-    const proxy: Proxy = new Proxy(`tcp://127.0.0.1:${(server.address() as AddressInfo).port}`, () => {
+    const proxy: CutProxy = new CutProxy(`tcp://127.0.0.1:${(server.address() as AddressInfo).port}`, () => {
       server.close()
       proxy.cut()
     })

@@ -15,9 +15,9 @@ import type { TxBuffer } from '../../src/transaction.js'
 import { data } from '../../src/transport/frame.js'
 import { Turn } from '../../src/turn.js'
 import { PeerpostError } from '../../src/errors.js'
-import type { Sent } from '../../src/lane.js'
+import type { Sent } from '../../src/sent.js'
 import type { SimDisk } from './store.js'
-import type { Bound, Fact, NodeKind, RouteCount, Seat, SendAnswer, SimDelivery, SimMessage, SimNode, SimTx } from './world.js'
+import type { Bound, Fact, NodeKind, RouteCount, Seat, SendAnswer, SimDelivery, SimMessage, SimNode, SimTx } from './seat.js'
 
 const peerOf = (name: string): PeerId => `peer-${name}` as PeerId
 const nameOf = (peer: string): string => peer.replace(/^peer-/, '')
