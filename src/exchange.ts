@@ -276,7 +276,7 @@ export class Exchange {
   }
 
   announce(link: LinkConnection, consumer: Parameters<Inbox['creditFor']>[0]): void {
-    const { inbox, outbox } = this.machines()
+    const { outbox } = this.machines()
     if (link.announced.has(consumer.number)) return
     link.announced.add(consumer.number)
     const { kind, name, group, owner, order, durable } = consumer
