@@ -22,7 +22,7 @@ class Bench {
   }
 
   consumer(name: string, credit = 100): { carrier: Carrier & { isOpen: boolean }; remote: RemoteConsumer } {
-    const carrier = { peer: name as PeerId, isOpen: true, writer: new PacketWriter(), lanes: new Map() }
+    const carrier = { peer: name as PeerId, isOpen: true, writer: new PacketWriter(), lanes: new Map(), toldEnded: new Map() }
     const remote = new RemoteConsumer(carrier, 1, 'queue', 'q', '', '', 'key', false, 2)
     this.outbox.addConsumer(remote)
     this.outbox.credit(remote, credit, 1_000_000)
