@@ -90,8 +90,6 @@ function check(options: PeerOptions): Checked {
     throw new PeerpostError('OPTION_INVALID', `A store of class ${durability} needs a folder: give dataDir.`)
   for (const name of ['listen', 'peers', 'allow'] as const)
     if (options[name] !== undefined && !Array.isArray(options[name])) throw new PeerpostError('OPTION_INVALID', `${name} must be a list, such as ['tcp://127.0.0.1:7400'].`)
-  for (const endpoint of options.peers ?? [])
-    if (/:0(#|$)/.test(String(endpoint))) throw new PeerpostError('ENDPOINT_INVALID', `${endpoint} has port 0, which can be listened on and not dialed. Give the port that the other peer says.`)
   if (options.meshKey !== undefined && (!(options.meshKey instanceof Uint8Array) || options.meshKey.length < 32))
     throw new PeerpostError('OPTION_INVALID', 'The mesh key must be at least 32 bytes (a Buffer). Make one with: peerpost keys mesh FILE')
   for (const peer of options.allow ?? [])
@@ -103,6 +101,8 @@ function check(options: PeerOptions): Checked {
     if (isOpen && !isLoopbackEndpoint(endpoint))
       throw new PeerpostError('MEMBERSHIP_REQUIRED', `${endpoint} is not on loopback: say who may join, with a mesh key (meshKey, --mesh-key) or an allow-list (allow, --allow).`)
   }
+  for (const endpoint of options.peers ?? [])
+    if (/:0(#|$)/.test(String(endpoint))) throw new PeerpostError('ENDPOINT_INVALID', `${endpoint} has port 0, which can be listened on and not dialed. Give the port that the other peer says.`)
   return { name: checkName('peer name', options.name ?? 'peer'), durability, limits: limitsOf(options) }
 }
 

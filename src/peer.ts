@@ -318,8 +318,11 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     this.#checkOpen()
     checkOptions('redrive', options, ['queue', 'topic', 'ids', 'ratePerSecond', 'dryRun'])
     if (options.ratePerSecond !== undefined && !(options.ratePerSecond > 0)) throw new PeerpostError('OPTION_INVALID', 'ratePerSecond must be above 0.')
+    // What dies again meanwhile is for the next time.
+    const begun = this.#clock.wall()
     let moved = 0
     for (const letter of findLetters(this.turn.options.log, options)) {
+      if (letter.row.deadAt > begun) continue
       if (options.dryRun !== true) {
         this.#redriveOne(letter)
         await new Promise<void>((resolve) => this.turn.afterCommit(resolve))

@@ -20,10 +20,28 @@ function bench(): { inbox: Inbox; consumer: LocalConsumer; lane: ConnectionLane 
   return { inbox, consumer, lane }
 }
 
-function take(inbox: Inbox, lane: ConnectionLane, sequence: number, options: { key?: string; meta?: Meta; attempts?: number; ageMs?: number } = {}): ReturnType<Inbox['receive']> {
+function take(
+  inbox: Inbox,
+  lane: ConnectionLane,
+  sequence: number,
+  options: { key?: string; meta?: Meta; attempts?: number; ageMs?: number } = {},
+): ReturnType<Inbox['receive']> {
   const { key = '', meta, attempts = 0, ageMs = 0 } = options
   const frame = Buffer.alloc(400)
-  const end = writeData(frame, 0, { sequence, number: sequence, created: ageMs, key, keyBytes: Buffer.byteLength(key), meta: encodeMeta(meta), lower: false }, encodeBody(1))
+  const end = writeData(
+    frame,
+    0,
+    {
+      sequence,
+      number: sequence,
+      created: ageMs,
+      key,
+      keyBytes: Buffer.byteLength(key),
+      meta: encodeMeta(meta),
+      lower: false,
+    },
+    encodeBody(1),
+  )
   frame.writeUInt16BE(attempts, 2)
   return inbox.receive(lane, frame, 0, end, 1000, 1000)
 }
@@ -63,25 +81,32 @@ t.test('one of a key at a time; when one goes back, what follows it goes back to
   t.equal(take(inbox, lane, 5, { key: 'k' }).verdict, 'returned', 'until the sender starts the key again')
 })
 
-t.test('P2: a new connection empties the hold of what has not started; RESUME tells what runs and what is done', async (t) => {
-  const { inbox, consumer, lane } = bench()
-  const running = take(inbox, lane, 1).held!
-  take(inbox, lane, 2)
-  lane.lane!.done.addRange(3, 5)
-  t.equal(consumer.dequeue(), running)
-  running.state = 'running'
-  inbox.linkUp(PEER)
-  t.equal(consumer.readyCount, 0)
-  t.same(inbox.answer(PEER, SPACE, 1, 1, 9), { done: [3, 5], dead: [], running: [1] })
-  t.same(inbox.answer('other' as PeerId, SPACE, 1, 1, 9), { done: [], dead: [], running: [] }, 'nobody else is told')
-})
+t.test(
+  'P2: a new connection empties the hold of what has not started; RESUME tells what runs and what is done',
+  async (t) => {
+    const { inbox, consumer, lane } = bench()
+    const running = take(inbox, lane, 1).held!
+    take(inbox, lane, 2)
+    lane.lane!.done.addRange(3, 5)
+    t.equal(consumer.dequeue(), running)
+    running.state = 'running'
+    inbox.linkUp(PEER)
+    t.equal(consumer.readyCount, 0)
+    t.same(inbox.answer(PEER, SPACE, 1, 1, 9), { done: [3, 5], dead: [], expired: [], running: [1] })
+    t.same(
+      inbox.answer('other' as PeerId, SPACE, 1, 1, 9),
+      { done: [], dead: [], expired: [], running: [] },
+      'nobody else is told',
+    )
+  },
+)
 
 t.test('a RESUME answer does not call done what is still being committed', async (t) => {
   const { inbox, lane } = bench()
   const held = take(inbox, lane, 2).held!
   held.state = 'settling'
   lane.lane!.done.addRange(1, 3)
-  t.same(inbox.answer(PEER, SPACE, 1, 1, 9), { done: [1, 1, 3, 3], dead: [], running: [2] })
+  t.same(inbox.answer(PEER, SPACE, 1, 1, 9), { done: [1, 1, 3, 3], dead: [], expired: [], running: [2] })
 })
 
 t.test('P8: what the sender calls finished shrinks what is remembered, exceptions aside', async (t) => {
@@ -93,19 +118,22 @@ t.test('P8: what the sender calls finished shrinks what is remembered, exception
   t.equal(take(inbox, lane, 5).verdict, 'again')
 })
 
-t.test('P11: a finished space leaves a tombstone: what comes of it is done; a forgotten one is refused as stale', async (t) => {
-  const { inbox } = bench()
-  inbox.closeSpaces(PEER, new Set())
-  const destination = { kind: 'queue' as const, name: 'q', group: '', owner: '' }
-  const again = inbox.declareLane(PEER, SPACE, SPACE_BYTES, 1, 1, destination)
-  t.equal(take(inbox, again, 1).verdict, 'again')
-  t.same(inbox.answer(PEER, SPACE, 1, 1, 9).done, [1, 9])
-  inbox.forget(PEER, 1)
-  const stale = inbox.declareLane(PEER, SPACE, SPACE_BYTES, 1, 1, destination)
-  t.equal(take(inbox, stale, 1).verdict, 'stale')
-  const fresh = inbox.declareLane(PEER, 'ee'.repeat(16) as SpaceId, Buffer.alloc(16, 0xee), 2, 1, destination)
-  t.equal(take(inbox, fresh, 1).verdict, 'held')
-})
+t.test(
+  'P11: a finished space leaves a tombstone: what comes of it is done; a forgotten one is refused as stale',
+  async (t) => {
+    const { inbox } = bench()
+    inbox.closeSpaces(PEER, new Set())
+    const destination = { kind: 'queue' as const, name: 'q', group: '', owner: '' }
+    const again = inbox.declareLane(PEER, SPACE, SPACE_BYTES, 1, 1, destination)
+    t.equal(take(inbox, again, 1).verdict, 'again')
+    t.same(inbox.answer(PEER, SPACE, 1, 1, 9).done, [1, 9])
+    inbox.forget(PEER, 1)
+    const stale = inbox.declareLane(PEER, SPACE, SPACE_BYTES, 1, 1, destination)
+    t.equal(take(inbox, stale, 1).verdict, 'stale')
+    const fresh = inbox.declareLane(PEER, 'ee'.repeat(16) as SpaceId, Buffer.alloc(16, 0xee), 2, 1, destination)
+    t.equal(take(inbox, fresh, 1).verdict, 'held')
+  },
+)
 
 t.test('credit is told as totals: half a window is worth a frame', async (t) => {
   const { inbox, consumer, lane } = bench()

@@ -3,7 +3,8 @@ import t from 'tap'
 import { IntervalSet } from '../src/interval.js'
 
 /** Sorted, disjoint, not adjacent. */
-const isNormal = (ends: readonly number[]): boolean => ends.every((end, i) => i === 0 || (i % 2 === 1 ? end >= ends[i - 1]! : end > ends[i - 1]! + 1))
+const isNormal = (ends: readonly number[]): boolean =>
+  ends.every((end, i) => i === 0 || (i % 2 === 1 ? end >= ends[i - 1]! : end > ends[i - 1]! + 1))
 const listOf = (set: IntervalSet): number[] => {
   const all: number[] = []
   for (let i = 0; i < set.ends.length; i += 2) for (let n = set.ends[i]!; n <= set.ends[i + 1]!; n++) all.push(n)
@@ -15,7 +16,13 @@ t.test('it is the set of what was added, whatever the order', async (t) => {
   const step = fc.oneof(
     number.map((n) => ({ kind: 'add' as const, n })),
     fc.tuple(number, number).map(([a, b]) => ({ kind: 'range' as const, from: Math.min(a, b), to: Math.max(a, b) })),
-    fc.tuple(number, fc.uniqueArray(number, { maxLength: 8 })).map(([through, exceptions]) => ({ kind: 'through' as const, through, exceptions: exceptions.sort((a, b) => a - b) })),
+    fc
+      .tuple(number, fc.uniqueArray(number, { maxLength: 8 }))
+      .map(([through, exceptions]) => ({
+        kind: 'through' as const,
+        through,
+        exceptions: exceptions.sort((a, b) => a - b),
+      })),
   )
   fc.assert(
     fc.property(fc.array(step, { maxLength: 30 }), number, number, (steps, a, b) => {

@@ -11,27 +11,123 @@ import type { Connection } from '../src/transport/transport.js'
 const space = (digit: string): SpaceId => digit.repeat(32) as SpaceId
 const STORE = '1'.repeat(32)
 const OTHER_STORE = '2'.repeat(32)
-const remembered: PeerRow = { storeId: STORE, epoch: 5, space: space('a'), commit: 100, earlier: [space('8'), space('9')], floor: 0 }
-const hello = (fields: Partial<Hello>): Hello => ({ peer: 'p' as PeerId, storeId: STORE, epoch: 5, space: space('a'), counter: 1, name: 'n', durability: 'disk', ...fields })
+const remembered: PeerRow = {
+  storeId: STORE,
+  epoch: 5,
+  space: space('a'),
+  commit: 100,
+  earlier: [space('8'), space('9')],
+  floor: 0,
+}
+const hello = (fields: Partial<Hello>): Hello => ({
+  peer: 'p' as PeerId,
+  storeId: STORE,
+  epoch: 5,
+  space: space('a'),
+  counter: 1,
+  name: 'n',
+  durability: 'disk',
+  ...fields,
+})
 
 /** What is seen, and what follows: one line for each line of the table of outcomes. */
-const JUDGEMENTS: ReadonlyArray<[what: string, remembered: PeerRow | undefined, hello: Hello, knows: boolean, live: SpaceId | null, judgement: object]> = [
+const JUDGEMENTS: ReadonlyArray<
+  [what: string, remembered: PeerRow | undefined, hello: Hello, knows: boolean, live: SpaceId | null, judgement: object]
+> = [
   ['a stranger is taken', undefined, hello({}), true, null, { kind: 'accept', loss: null }],
   ['the same incarnation again is taken', remembered, hello({}), true, null, { kind: 'accept', loss: null }],
-  ['the same incarnation beside its own live link is taken', remembered, hello({}), true, space('a'), { kind: 'accept', loss: null }],
-  ['a space that was superseded is fenced', remembered, hello({ space: space('9'), epoch: 4 }), true, null, { kind: 'refuse', verdict: 'FENCED' }],
-  ['a superseded space is fenced whatever its epoch says', remembered, hello({ space: space('8'), epoch: 99 }), true, null, { kind: 'refuse', verdict: 'FENCED' }],
-  ['another store is a reset', remembered, hello({ storeId: OTHER_STORE, space: space('b'), epoch: 1 }), true, null, { kind: 'accept', loss: 'RECEIVER_RESET' }],
-  ['another store beside a live link is a duplicate identity', remembered, hello({ storeId: OTHER_STORE, space: space('b') }), true, space('a'), { kind: 'refuse', verdict: 'DUPLICATE_IDENTITY' }],
-  ['a later incarnation that knows the pair is normal', remembered, hello({ space: space('b'), epoch: 6 }), true, null, { kind: 'accept', loss: null }],
-  ['a later incarnation beside the link of the former one is normal', remembered, hello({ space: space('b'), epoch: 6 }), true, space('a'), { kind: 'accept', loss: null }],
-  ['another space that does not know the pair, beside a live link, is a duplicate identity', remembered, hello({ space: space('b'), epoch: 6 }), false, space('a'), { kind: 'refuse', verdict: 'DUPLICATE_IDENTITY' }],
-  ['a lower or equal epoch that lacks the pair was rolled back', remembered, hello({ space: space('b'), epoch: 5 }), false, null, { kind: 'refuse', verdict: 'ROLLBACK' }],
-  ['a lower epoch that knows the pair is a zombie', remembered, hello({ space: space('b'), epoch: 4 }), true, null, { kind: 'refuse', verdict: 'FENCED' }],
-  ['a higher epoch that lacks the pair was rolled back and jumped: reported', remembered, hello({ space: space('b'), epoch: 6 }), false, null, { kind: 'accept', loss: 'RECEIVER_ROLLBACK' }],
+  [
+    'the same incarnation beside its own live link is taken',
+    remembered,
+    hello({}),
+    true,
+    space('a'),
+    { kind: 'accept', loss: null },
+  ],
+  [
+    'a space that was superseded is fenced',
+    remembered,
+    hello({ space: space('9'), epoch: 4 }),
+    true,
+    null,
+    { kind: 'refuse', verdict: 'FENCED' },
+  ],
+  [
+    'a superseded space is fenced whatever its epoch says',
+    remembered,
+    hello({ space: space('8'), epoch: 99 }),
+    true,
+    null,
+    { kind: 'refuse', verdict: 'FENCED' },
+  ],
+  [
+    'another store is a reset',
+    remembered,
+    hello({ storeId: OTHER_STORE, space: space('b'), epoch: 1 }),
+    true,
+    null,
+    { kind: 'accept', loss: 'RECEIVER_RESET' },
+  ],
+  [
+    'another store beside a live link is a duplicate identity',
+    remembered,
+    hello({ storeId: OTHER_STORE, space: space('b') }),
+    true,
+    space('a'),
+    { kind: 'refuse', verdict: 'DUPLICATE_IDENTITY' },
+  ],
+  [
+    'a later incarnation that knows the pair is normal',
+    remembered,
+    hello({ space: space('b'), epoch: 6 }),
+    true,
+    null,
+    { kind: 'accept', loss: null },
+  ],
+  [
+    'a later incarnation beside the link of the former one is normal',
+    remembered,
+    hello({ space: space('b'), epoch: 6 }),
+    true,
+    space('a'),
+    { kind: 'accept', loss: null },
+  ],
+  [
+    'another space that does not know the pair, beside a live link, is a duplicate identity',
+    remembered,
+    hello({ space: space('b'), epoch: 6 }),
+    false,
+    space('a'),
+    { kind: 'refuse', verdict: 'DUPLICATE_IDENTITY' },
+  ],
+  [
+    'a lower or equal epoch that lacks the pair was rolled back',
+    remembered,
+    hello({ space: space('b'), epoch: 5 }),
+    false,
+    null,
+    { kind: 'refuse', verdict: 'ROLLBACK' },
+  ],
+  [
+    'a lower epoch that knows the pair is a zombie',
+    remembered,
+    hello({ space: space('b'), epoch: 4 }),
+    true,
+    null,
+    { kind: 'refuse', verdict: 'FENCED' },
+  ],
+  [
+    'a higher epoch that lacks the pair was rolled back and jumped: reported',
+    remembered,
+    hello({ space: space('b'), epoch: 6 }),
+    false,
+    null,
+    { kind: 'accept', loss: 'RECEIVER_ROLLBACK' },
+  ],
 ]
 
-for (const [what, row, said, knows, live, judgement] of JUDGEMENTS) t.same(judge(ALL_RULES, row, said, knows, live), judgement, what)
+for (const [what, row, said, knows, live, judgement] of JUDGEMENTS)
+  t.same(judge(ALL_RULES, row, said, knows, live), judgement, what)
 
 const lineage: LineageEntry[] = [
   { epoch: 1, space: space('8'), last: 40 },
@@ -47,9 +143,19 @@ const PAIRS: ReadonlyArray<[what: string, space: string, commit: number, storeId
   ['a space that is not there', 'f', 1, STORE, false],
   ['another store is judged by its id alone', 'f', 1, OTHER_STORE, true],
 ]
-for (const [what, digit, commit, storeId, knows] of PAIRS) t.equal(knowsPair(lineage, 120, { storeId, epoch: 2, space: space(digit), commit }, STORE), knows, what)
+for (const [what, digit, commit, storeId, knows] of PAIRS)
+  t.equal(knowsPair(lineage, 120, { storeId, epoch: 2, space: space(digit), commit }, STORE), knows, what)
 
-const silent: Connection = { remoteAddress: '', encrypted: false, binding: Buffer.alloc(0), provenPeer: null, send: () => true, authenticated() {}, close() {}, destroy() {} }
+const silent: Connection = {
+  remoteAddress: '',
+  encrypted: false,
+  binding: Buffer.alloc(0),
+  provenPeer: null,
+  send: () => true,
+  authenticated() {},
+  close() {},
+  destroy() {},
+}
 
 t.test('heartbeats: a quiet link is asked, a silent one is dead', async (t) => {
   const table: ReadonlyArray<[heard: number, sent: number, pinged: number, now: number, what: string]> = [
@@ -90,7 +196,10 @@ interface Side {
   readonly writer: PacketWriter
 }
 
-function sides(keys: [Uint8Array | null, Uint8Array | null] = [null, null], binding: [string, string] = ['', '']): [Side, Side] {
+function sides(
+  keys: [Uint8Array | null, Uint8Array | null] = [null, null],
+  binding: [string, string] = ['', ''],
+): [Side, Side] {
   const made = [0, 1].map((i) => {
     const identity = createIdentity(Buffer.alloc(32, i + 1))
     const key = keys[i]!
@@ -103,7 +212,17 @@ function sides(keys: [Uint8Array | null, Uint8Array | null] = [null, null], bind
       mayJoin: () => true,
     }
     const channel = { binding: Buffer.from(binding[i]!), provenPeer: null }
-    return { handshake: new Handshake(proofs, hello({ peer: identity.peerId, space: space(`${i}`) }), Buffer.alloc(32, i), i === 0, channel, null), writer: new PacketWriter() }
+    return {
+      handshake: new Handshake(
+        proofs,
+        hello({ peer: identity.peerId, space: space(`${i}`) }),
+        Buffer.alloc(32, i),
+        i === 0,
+        channel,
+        null,
+      ),
+      writer: new PacketWriter(),
+    }
   })
   return made as [Side, Side]
 }
@@ -141,5 +260,9 @@ t.test('a proof for another channel, with another mesh key, or sent back to its 
   a.handshake.start(a.writer)
   const [echo] = a.writer.take()
   readPacket(echo!, (_type, start, end) => a.handshake.receiveHello(echo!, start, end, a.writer))
-  t.throws(() => deliver(a, (packet, start, end) => a.handshake.receiveProof(packet, start, end)), { code: 'PEER_REFUSED' }, 'an echo')
+  t.throws(
+    () => deliver(a, (packet, start, end) => a.handshake.receiveProof(packet, start, end)),
+    { code: 'PEER_REFUSED' },
+    'an echo',
+  )
 })

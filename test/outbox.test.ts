@@ -29,10 +29,19 @@ class Bench {
     return { carrier, remote }
   }
 
-  send(body: string, options: { key?: string; ttlMs?: number; commitFirst?: boolean; durability?: Durability } = {}): Sent {
+  send(
+    body: string,
+    options: { key?: string; ttlMs?: number; commitFirst?: boolean; durability?: Durability } = {},
+  ): Sent {
     const { key = '', ttlMs = Number.POSITIVE_INFINITY, commitFirst = false, durability = 'disk' } = options
     const sent = this.outbox.newSent(null, durability)
-    this.outbox.append([this.route], { key, meta: undefined, body: encodeBody(body), durability, lower: false, delayMs: 0, ttlMs, commitFirst }, sent, this.now, this.now)
+    this.outbox.append(
+      [this.route],
+      { key, meta: undefined, body: encodeBody(body), durability, lower: false, delayMs: 0, ttlMs, commitFirst },
+      sent,
+      this.now,
+      this.now,
+    )
     return sent
   }
 
@@ -60,7 +69,8 @@ class Bench {
   }
 
   ack(peer: string, ...sequences: number[]): void {
-    for (const sequence of sequences) this.outbox.ack(peer as PeerId, SPACE, this.route.number, [sequence, sequence], 'done')
+    for (const sequence of sequences)
+      this.outbox.ack(peer as PeerId, SPACE, this.route.number, [sequence, sequence], 'done')
   }
 }
 
@@ -94,7 +104,15 @@ t.test('a retry goes first, and what follows in its key waits for it', async (t)
   for (const n of [1, 2, 3]) bench.send(`k${n}`, { key: 'k' })
   bench.send('other', { key: 'o' })
   t.same(bench.turn(carrier), [['k1', 'k2', 'k3', 'other']])
-  const nack = (sequence: number, kind: 'retry' | 'returned', delayMs: number): void => bench.outbox.nack('a' as PeerId, SPACE, bench.route.number, sequence, { kind, attempts: 1, delayMs, history: null }, bench.now)
+  const nack = (sequence: number, kind: 'retry' | 'returned', delayMs: number): void =>
+    bench.outbox.nack(
+      'a' as PeerId,
+      SPACE,
+      bench.route.number,
+      sequence,
+      { kind, attempts: 1, delayMs, history: null },
+      bench.now,
+    )
   nack(1, 'retry', 50)
   nack(2, 'returned', 0)
   nack(3, 'returned', 0)
@@ -144,7 +162,10 @@ t.test('what was acknowledged before its write began is never written', async (t
   bench.outbox.pump(bench.now)
   bench.ack('a', 1, 2)
   t.equal(sent.outcome, 'done')
-  t.notOk(bench.commit().some(({ key, value }) => value !== null && key[0] === 0x05), 'no record')
+  t.notOk(
+    bench.commit().some(({ key, value }) => value !== null && key[0] === 0x05),
+    'no record',
+  )
   t.equal(bench.outbox.elided, 1)
   t.match(bench.route.counters, { accepted: 2, done: 2 })
   t.equal(bench.outbox.unwrittenBytes, 0)
@@ -159,32 +180,45 @@ t.test('an acknowledgement settles only what was with its peer, and names only w
   bench.ack('b', 1)
   t.equal(sent[0]!.outcome, null, 'b never had it')
   bench.ack('a', 2)
-  t.same(sent.map((each) => each.outcome), [null, 'done', null], 'P15: nothing below is implied')
+  t.same(
+    sent.map((each) => each.outcome),
+    [null, 'done', null],
+    'P15: nothing below is implied',
+  )
   bench.ack('a', 3)
   t.equal(sent[2]!.outcome, null, 'it is still here')
   t.throws(() => bench.ack('a', 99), { code: 'PROTOCOL_VIOLATION' })
 })
 
-t.test('in doubt until its consumer answers; then done, running or free, and free for others after failoverMs', async (t) => {
-  const bench = new Bench()
-  const a = bench.consumer('a')
-  const sent = ['done', 'running', 'free'].map((body) => bench.send(body))
-  t.same(bench.turn(a.carrier), [['done', 'running', 'free']])
-  a.carrier.isOpen = false
-  bench.outbox.linkDown(a.carrier, bench.now)
-  bench.outbox.removeConsumer(a.remote, bench.now)
-  const b = bench.consumer('b')
-  t.same(bench.turn(b.carrier), [[]], 'nothing moves to another one yet')
-  t.match(bench.outbox.resumeQuestion('a' as PeerId).lanes, [[Buffer.from(SPACE, 'hex'), bench.route.number, 1, 3, 0, []]])
-  bench.outbox.resumed('a' as PeerId, [{ space: SPACE, route: bench.route.number, done: [1, 1], dead: [], expired: [], running: [2] }], bench.now)
-  t.equal(sent[0]!.outcome, 'done')
-  t.same(bench.turn(b.carrier), [['free']])
-  bench.outbox.linkDown(a.carrier, bench.now)
-  bench.now += limits.failoverMs
-  t.same(bench.turn(b.carrier), [['running']])
-  bench.ack('a', 2)
-  t.equal(sent[1]!.outcome, 'done', 'whoever had it may still say that it is done')
-})
+t.test(
+  'in doubt until its consumer answers; then done, running or free, and free for others after failoverMs',
+  async (t) => {
+    const bench = new Bench()
+    const a = bench.consumer('a')
+    const sent = ['done', 'running', 'free'].map((body) => bench.send(body))
+    t.same(bench.turn(a.carrier), [['done', 'running', 'free']])
+    a.carrier.isOpen = false
+    bench.outbox.linkDown(a.carrier, bench.now)
+    bench.outbox.removeConsumer(a.remote, bench.now)
+    const b = bench.consumer('b')
+    t.same(bench.turn(b.carrier), [[]], 'nothing moves to another one yet')
+    t.match(bench.outbox.resumeQuestion('a' as PeerId).lanes, [
+      [Buffer.from(SPACE, 'hex'), bench.route.number, 1, 3, 0, []],
+    ])
+    bench.outbox.resumed(
+      'a' as PeerId,
+      [{ space: SPACE, route: bench.route.number, done: [1, 1], dead: [], expired: [], running: [2] }],
+      bench.now,
+    )
+    t.equal(sent[0]!.outcome, 'done')
+    t.same(bench.turn(b.carrier), [['free']])
+    bench.outbox.linkDown(a.carrier, bench.now)
+    bench.now += limits.failoverMs
+    t.same(bench.turn(b.carrier), [['running']])
+    bench.ack('a', 2)
+    t.equal(sent[1]!.outcome, 'done', 'whoever had it may still say that it is done')
+  },
+)
 
 t.test('memory messages count on a line of their own, and are never written', async (t) => {
   const bench = new Bench()

@@ -37,11 +37,19 @@ t.test('what is due leaves by time, and at one time in the order in which it cam
     fc.property(fc.array(fc.nat(20), { maxLength: 100 }), fc.nat(20), (dues, now) => {
       const heap = new DueHeap<number>()
       for (const [i, due] of dues.entries()) heap.add(due, i)
-      const expected = dues.map((due, i) => ({ due, i })).filter(({ due }) => due <= now).sort((a, b) => a.due - b.due || a.i - b.i).map(({ i }) => i)
+      const expected = dues
+        .map((due, i) => ({ due, i }))
+        .filter(({ due }) => due <= now)
+        .sort((a, b) => a.due - b.due || a.i - b.i)
+        .map(({ i }) => i)
       const taken: number[] = []
       for (let next = heap.takeDue(now); next !== undefined; next = heap.takeDue(now)) taken.push(next)
       const later = dues.filter((due) => due > now)
-      return JSON.stringify(taken) === JSON.stringify(expected) && heap.length === later.length && heap.nextDue === Math.min(...later, Number.POSITIVE_INFINITY)
+      return (
+        JSON.stringify(taken) === JSON.stringify(expected) &&
+        heap.length === later.length &&
+        heap.nextDue === Math.min(...later, Number.POSITIVE_INFINITY)
+      )
     }),
     { numRuns: 1000 },
   )
@@ -56,5 +64,8 @@ t.test('what needs no waking is let go, and nothing else', async (t) => {
   const left: number[] = []
   for (let next = heap.takeDue(5000); next !== undefined; next = heap.takeDue(5000)) left.push(next)
   t.ok(Array.from({ length: 1000 }, (_, i) => i * 4).every((n) => left.includes(n)))
-  t.same(left, [...left].sort((a, b) => a - b))
+  t.same(
+    left,
+    [...left].sort((a, b) => a - b),
+  )
 })

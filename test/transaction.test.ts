@@ -1,6 +1,6 @@
 import t from 'tap'
-import { State } from '../src/transaction.js'
 import * as rows from '../src/log/rows.js'
+import { State } from '../src/transaction.js'
 
 function stateOver(stored: Map<string, Buffer>, checkReads = true): State {
   const reader = {
@@ -17,25 +17,30 @@ function stateOver(stored: Map<string, Buffer>, checkReads = true): State {
 
 const value = (of: unknown): Buffer => rows.put(Buffer.alloc(0), of).value!
 
-t.test('a transaction conflicts with what was written to what it read since it began, and with nothing else', async (t) => {
-  const state = stateOver(new Map())
-  const table: ReadonlyArray<[what: string, read: (tx: ReturnType<State['begin']>) => void, wrote: string, conflicts: boolean]> = [
-    ['the key that it read', (tx) => state.get(tx, 'a'), 'a', true],
-    ['another key', (tx) => state.get(tx, 'a'), 'b', false],
-    ['a key in the range that it read', (tx) => state.range(tx, 'a', 'c', 9), 'b', true],
-    ['the end of the range', (tx) => state.range(tx, 'a', 'c', 9), 'c', false],
-    ['a key that it only wrote', (tx) => tx.writes.set('a', value(1)), 'a', false],
-  ]
-  for (const [what, read, wrote, conflicts] of table) {
-    const tx = state.begin()
-    read(tx)
-    const other = state.begin()
-    other.writes.set(wrote, value(2))
-    state.apply(other)
-    t.equal(state.conflicts(tx), conflicts, what)
-    state.end(tx)
-  }
-})
+t.test(
+  'a transaction conflicts with what was written to what it read since it began, and with nothing else',
+  async (t) => {
+    const state = stateOver(new Map())
+    const table: ReadonlyArray<
+      [what: string, read: (tx: ReturnType<State['begin']>) => void, wrote: string, conflicts: boolean]
+    > = [
+      ['the key that it read', (tx) => state.get(tx, 'a'), 'a', true],
+      ['another key', (tx) => state.get(tx, 'a'), 'b', false],
+      ['a key in the range that it read', (tx) => state.range(tx, 'a', 'c', 9), 'b', true],
+      ['the end of the range', (tx) => state.range(tx, 'a', 'c', 9), 'c', false],
+      ['a key that it only wrote', (tx) => tx.writes.set('a', value(1)), 'a', false],
+    ]
+    for (const [what, read, wrote, conflicts] of table) {
+      const tx = state.begin()
+      read(tx)
+      const other = state.begin()
+      other.writes.set(wrote, value(2))
+      state.apply(other)
+      t.equal(state.conflicts(tx), conflicts, what)
+      state.end(tx)
+    }
+  },
+)
 
 t.test('what is applied is seen at once, before it is durable, and after', async (t) => {
   const stored = new Map<string, Buffer>()
@@ -66,13 +71,25 @@ t.test('a write that became durable while a transaction is open still conflicts 
 })
 
 t.test('a range sees its own writes and removals, in byte order, within its limit', async (t) => {
-  const stored = new Map([['b', 1], ['d', 2], ['f', 3]].map(([key, n]) => [rows.stateKey(key as string).toString('hex'), value(n)]))
+  const stored = new Map(
+    [
+      ['b', 1],
+      ['d', 2],
+      ['f', 3],
+    ].map(([key, n]) => [rows.stateKey(key as string).toString('hex'), value(n)]),
+  )
   const state = stateOver(stored)
   const tx = state.begin()
   tx.writes.set('a', value(0))
   tx.writes.set('d', null)
   tx.writes.set('é', value(9))
-  t.same(state.range(tx, 'a', '\uffff', 10).map(({ key }) => key), ['a', 'b', 'f', 'é'])
-  t.same(state.range(tx, 'a', '\uffff', 2).map(({ key }) => key), ['a', 'b'])
+  t.same(
+    state.range(tx, 'a', '\uffff', 10).map(({ key }) => key),
+    ['a', 'b', 'f', 'é'],
+  )
+  t.same(
+    state.range(tx, 'a', '\uffff', 2).map(({ key }) => key),
+    ['a', 'b'],
+  )
   t.equal(state.get(tx, 'd'), undefined)
 })

@@ -1,8 +1,8 @@
 /** Every frame and every row with fixed contents. Old samples stay as they are; new ones are added. */
 import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
-import * as rows from '../../src/log/rows.js'
 import type { Change } from '../../src/log/log.js'
+import * as rows from '../../src/log/rows.js'
 import type { PeerId, SpaceId } from '../../src/message.js'
 import { encodeBody, encodeMeta, FRAME, type Meta, PacketWriter, writeData } from '../../src/transport/frame.js'
 
@@ -21,7 +21,15 @@ const HISTORY = [{ attempt: 1, at: AT, peer: PEER, durationMs: 12, reason: 'no' 
 export function dataFrame(meta: Meta | undefined, key: string, body: unknown): Buffer {
   const packed = encodeMeta(meta)
   const bytes = Buffer.alloc(1000)
-  const fields = { sequence: 5, number: 9, created: AT, key, keyBytes: Buffer.byteLength(key), meta: packed, lower: false }
+  const fields = {
+    sequence: 5,
+    number: 9,
+    created: AT,
+    key,
+    keyBytes: Buffer.byteLength(key),
+    meta: packed,
+    lower: false,
+  }
   return bytes.subarray(0, writeData(bytes, 0, fields, encodeBody(body)))
 }
 
@@ -31,8 +39,18 @@ function packet(write: (writer: PacketWriter) => void): Buffer {
   return Buffer.concat(writer.take())
 }
 
-const control = (type: (typeof FRAME)[keyof typeof FRAME], ...fields: unknown[]): Buffer => packet((writer) => writer.control(type, fields))
-const FULL_META: Meta = { i: 'order-7', h: { traceparent: '00-ab' }, p: 9, t: 60_000, d: AT, r: [PEER, 'c1'], a: [[1, AT, PEER, 12, 'no']], n: 'order.created' }
+const control = (type: (typeof FRAME)[keyof typeof FRAME], ...fields: unknown[]): Buffer =>
+  packet((writer) => writer.control(type, fields))
+const FULL_META: Meta = {
+  i: 'order-7',
+  h: { traceparent: '00-ab' },
+  p: 9,
+  t: 60_000,
+  d: AT,
+  r: [PEER, 'c1'],
+  a: [[1, AT, PEER, 12, 'no']],
+  n: 'order.created',
+}
 
 /** Each is one packet of one frame. */
 export function frames(): Record<string, Buffer> {
@@ -70,12 +88,37 @@ export function frames(): Record<string, Buffer> {
 /** Each is one row: its key and its value. */
 export function logRows(): Record<string, Change> {
   const { put, putBytes, putEmpty } = rows
-  const letter: rows.DeadLetterRow = { id: 'order-7', kind: 'topic', name: 'order.created', pattern: 'order.*', group: 'mail', owner: '', from: PEER, reason: 'no', deadAt: AT, attempts: HISTORY, space: SPACE_ID, route: 7, sequence: 5, frame: dataFrame(FULL_META, 'customer-7', { order: 7 }) }
+  const letter: rows.DeadLetterRow = {
+    id: 'order-7',
+    kind: 'topic',
+    name: 'order.created',
+    pattern: 'order.*',
+    group: 'mail',
+    owner: '',
+    from: PEER,
+    reason: 'no',
+    deadAt: AT,
+    attempts: HISTORY,
+    space: SPACE_ID,
+    route: 7,
+    sequence: 5,
+    frame: dataFrame(FULL_META, 'customer-7', { order: 7 }),
+  }
   return {
     commit: put(rows.COMMIT_KEY, 1000),
-    lineage: put(rows.LINEAGE_KEY, [{ epoch: 1, space: SPACE_ID, last: 999 }, { epoch: 2, space: SPACE_ID, last: null }]),
+    lineage: put(rows.LINEAGE_KEY, [
+      { epoch: 1, space: SPACE_ID, last: 999 },
+      { epoch: 2, space: SPACE_ID, last: null },
+    ]),
     route: put(rows.routeKey(7), { kind: 'queue', name: 'orders', group: '', owner: '', durable: true }),
-    'route that was dropped': put(rows.routeKey(8), { kind: 'topic', name: 'order.*', group: 'mail', owner: PEER, durable: true, dropped: true }),
+    'route that was dropped': put(rows.routeKey(8), {
+      kind: 'topic',
+      name: 'order.*',
+      group: 'mail',
+      owner: PEER,
+      durable: true,
+      dropped: true,
+    }),
     counters: put(rows.countersKey(7), [100, 90, 5, 1, 4096]),
     record: putBytes(rows.recordKey(7, 2, 5), dataFrame(FULL_META, 'customer-7', { order: 7 })),
     part: putBytes(rows.partKey(7, 2, 5, 1), Buffer.from('slice')),
@@ -83,10 +126,23 @@ export function logRows(): Record<string, Change> {
     outcome: put(rows.outcomeKey(2, 9), 'expired'),
     id: put(rows.idKey('queue', 'orders', 'order-7'), { epoch: 2, number: 9, at: AT }),
     idAge: putBytes(rows.idAgeKey(AT, 2, 9), rows.idKey('queue', 'orders', 'order-7')),
-    peer: put(rows.peerKey(PEER), { storeId: SPACE_ID, epoch: 3, space: SPACE_ID, commit: 1000, earlier: [SPACE_ID], floor: 1 }),
+    peer: put(rows.peerKey(PEER), {
+      storeId: SPACE_ID,
+      epoch: 3,
+      space: SPACE_ID,
+      commit: 1000,
+      earlier: [SPACE_ID],
+      floor: 1,
+    }),
     done: put(rows.doneKey(SPACE_ID, 7), { peer: PEER, epoch: 3, ends: [1, 40], dead: [42, 42] }),
     tombstone: put(rows.tombstoneKey(SPACE_ID), { peer: PEER, epoch: 3 }),
-    attempt: put(rows.attemptKey(SPACE_ID, 7, 5), { attempts: 1, history: HISTORY, retryAt: AT, delayMs: 1000, started: 'shared' }),
+    attempt: put(rows.attemptKey(SPACE_ID, 7, 5), {
+      attempts: 1,
+      history: HISTORY,
+      retryAt: AT,
+      delayMs: 1000,
+      started: 'shared',
+    }),
     deadLetter: put(rows.deadLetterKey('order-7', SPACE_ID, 7, 5), letter),
     state: put(rows.stateKey('order/7'), { paid: true }),
     stateLoss: put(rows.stateLossKey(AT, 1), { verdict: 'SENDER_ROLLBACK', peer: PEER, range: 'all', at: AT }),
@@ -96,7 +152,10 @@ export function logRows(): Record<string, Change> {
 
 /** All samples as hexadecimal text; a row is its key, a colon, and its value. */
 export function samples(): Golden {
-  const hexRows = Object.entries(logRows()).map(([name, { key, value }]) => [name, `${key.toString('hex')}:${value!.toString('hex')}`])
+  const hexRows = Object.entries(logRows()).map(([name, { key, value }]) => [
+    name,
+    `${key.toString('hex')}:${value!.toString('hex')}`,
+  ])
   return {
     frames: Object.fromEntries(Object.entries(frames()).map(([name, bytes]) => [name, bytes.toString('hex')])),
     rows: Object.fromEntries(hexRows) as Record<string, string>,

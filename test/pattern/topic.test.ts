@@ -29,7 +29,8 @@ const TABLE: ReadonlyArray<[pattern: string, topic: string, matches: boolean]> =
   ['order', 'Order', false],
 ]
 
-for (const [pattern, topic, expected] of TABLE) t.equal(matches(pattern, topic), expected, `${pattern} ${expected ? 'matches' : 'does not match'} ${topic}`)
+for (const [pattern, topic, expected] of TABLE)
+  t.equal(matches(pattern, topic), expected, `${pattern} ${expected ? 'matches' : 'does not match'} ${topic}`)
 
 /** The definition, word for word. */
 function naive(pattern: readonly string[], topic: readonly string[]): boolean {
@@ -40,14 +41,17 @@ function naive(pattern: readonly string[], topic: readonly string[]): boolean {
 }
 
 t.test('matching is what the definition says', async (t) => {
-  const token = fc.constantFrom('a', 'b', 'ab', '')
-    .filter((text) => text !== '')
+  const token = fc.constantFrom('a', 'b', 'ab', '').filter((text) => text !== '')
   const topic = fc.array(token, { minLength: 1, maxLength: 6 })
   const pattern = fc
     .tuple(fc.array(fc.oneof(token, fc.constant('*')), { maxLength: 5 }), fc.boolean(), token)
     .map(([tokens, open, last]) => [...tokens, open ? '>' : last])
   fc.assert(
-    fc.property(pattern, topic, (wanted, tokens) => matches(wanted.join('.'), tokens.join('.')) === naive(wanted, tokens)),
+    fc.property(
+      pattern,
+      topic,
+      (wanted, tokens) => matches(wanted.join('.'), tokens.join('.')) === naive(wanted, tokens),
+    ),
     { numRuns: 5000 },
   )
   t.pass()
@@ -63,6 +67,20 @@ t.test('the longest adversarial pattern takes no time', async (t) => {
 
 t.test('a pattern that is none is refused with what to do', async (t) => {
   for (const good of ['a', '*', '>', 'a.*.b', 'a.>', '*.*', 'a*b', 'x>y']) t.equal(checkPattern(good), good)
-  for (const bad of ['', '.', 'a.', '.a', 'a..b', '>.a', 'a.>.b', 'a\u0000', 'x'.repeat(256), Array.from({ length: 33 }, () => 'a').join('.'), 5, undefined, null])
+  for (const bad of [
+    '',
+    '.',
+    'a.',
+    '.a',
+    'a..b',
+    '>.a',
+    'a.>.b',
+    'a\u0000',
+    'x'.repeat(256),
+    Array.from({ length: 33 }, () => 'a').join('.'),
+    5,
+    undefined,
+    null,
+  ])
     t.throws(() => checkPattern(bad), { code: 'PATTERN_INVALID', message: /\S+ .*\./ }, String(bad).slice(0, 20))
 })

@@ -6,7 +6,8 @@ t.test('more than memory holds waits on disk, keeps its order, and each receipt 
   const count = 40_000
   const sender = await open(t, { dataDir: folder(t), durability: 'process', listen: ['tcp://127.0.0.1:0'] })
   const receipts: Receipt[] = []
-  for (let n = 0; n < count; n += 1000) receipts.push(...(await Promise.all(Array.from({ length: 1000 }, (_, i) => sender.send('q', n + i, { key: 'k' })))))
+  for (let n = 0; n < count; n += 1000)
+    receipts.push(...(await Promise.all(Array.from({ length: 1000 }, (_, i) => sender.send('q', n + i, { key: 'k' })))))
   t.match(routeOf(sender, 'q'), { pending: count, accepted: count })
   const early: Array<Promise<Outcome>> = receipts.slice(0, 10).map((receipt) => receipt.done)
   const late = receipts.slice(-20).map((receipt) => receipt.done)
@@ -14,10 +15,14 @@ t.test('more than memory holds waits on disk, keeps its order, and each receipt 
   const consumer = await open(t, { dataDir: folder(t), durability: 'process', peers: sender.endpoints })
   let next = 0
   let wrong = 0
-  consumer.consume<number>('q', (message) => {
-    if (message.body !== next++) wrong++
-    if (message.body === count - 3) throw new Error('poison')
-  }, { retry: { maxAttempts: 1 } })
+  consumer.consume<number>(
+    'q',
+    (message) => {
+      if (message.body !== next++) wrong++
+      if (message.body === count - 3) throw new Error('poison')
+    },
+    { retry: { maxAttempts: 1 } },
+  )
   const outcomes = await within(Promise.all([...early, ...middle, ...late]), 'the end of all')
   t.equal(wrong, 0)
   t.equal(next, count)
@@ -58,7 +63,8 @@ for (const durability of ['process', 'disk'] as const) {
           },
         )
         sends.push(sending)
-        if (sends.length % 64 === 0) await Promise.race([Promise.all(sends.splice(0)), new Promise((resolve) => setTimeout(resolve, 500))])
+        if (sends.length % 64 === 0)
+          await Promise.race([Promise.all(sends.splice(0)), new Promise((resolve) => setTimeout(resolve, 500))])
       }
       t.match(refused, { code: 'FULL', retryable: true }, `with ${size} bytes each, after ${accepted}`)
       t.equal(sender.status().state, 'open')
@@ -66,10 +72,16 @@ for (const durability of ['process', 'disk'] as const) {
       let done = 0
       consumer.consume('q', () => void done++)
       await hasConsumers(sender, 'q')
-      await within(eventually(() => routeOf(sender, 'q')!.pending === 0), `the backlog of ${size} bytes each`)
+      await within(
+        eventually(() => routeOf(sender, 'q')!.pending === 0),
+        `the backlog of ${size} bytes each`,
+      )
       t.ok(done >= accepted, `${done} of ${accepted}`)
       // The rows that were removed leave the store with the next commit.
-      const receipt = await eventually(() => sender.send('q', Buffer.alloc(size)).catch(() => null), 'a send after it healed')
+      const receipt = await eventually(
+        () => sender.send('q', Buffer.alloc(size)).catch(() => null),
+        'a send after it healed',
+      )
       t.equal(receipt.durability, durability)
       t.ok(isConserved(routeOf(sender, 'q')!))
       await consumer.close()
@@ -80,7 +92,12 @@ for (const durability of ['process', 'disk'] as const) {
 
 t.test('a consumer whose own store is full takes no more, and loses nothing', async (t) => {
   const sender = await open(t, { dataDir: folder(t), durability: 'process', listen: ['tcp://127.0.0.1:0'] })
-  const consumer = await open(t, { dataDir: folder(t), durability: 'process', quotaBytes: 1024 * 1024, peers: sender.endpoints })
+  const consumer = await open(t, {
+    dataDir: folder(t),
+    durability: 'process',
+    quotaBytes: 1024 * 1024,
+    peers: sender.endpoints,
+  })
   for (let n = 0; n < 40; n++) await consumer.send('elsewhere', Buffer.alloc(20_000)).catch(() => {})
   let done = 0
   consumer.consume('q', () => void done++)

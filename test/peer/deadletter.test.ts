@@ -13,12 +13,28 @@ t.test('a dead letter keeps payload, reason and the history of all its deliverie
     const [sender, consumer] = await pair(t, durability)
     const events: unknown[] = []
     consumer.on('deadLetter', (letter) => events.push(letter))
-    consumer.consume('q', (message) => Promise.reject(new Error(`no ${message.attempt}`)), { retry: { maxAttempts: 3, backoff: '1ms' } })
+    consumer.consume('q', (message) => Promise.reject(new Error(`no ${message.attempt}`)), {
+      retry: { maxAttempts: 3, backoff: '1ms' },
+    })
     const receipt = await sender.send('q', { a: 1 }, { key: 'k', headers: { h: 'v' } })
     t.equal(await within(receipt.done, 'dead'), 'dead')
     const [letter] = await lettersOf(consumer)
-    t.match(letter, { id: receipt.id, kind: 'queue', name: 'q', pattern: undefined, key: 'k', headers: { h: 'v' }, body: { a: 1 }, from: sender.id, at: consumer.id, reason: 'no 3' })
-    t.match(letter!.attempts.map(({ attempt, peer, reason }) => [attempt, peer, reason]), [1, 2, 3].map((n) => [n, consumer.id, `no ${n}`]))
+    t.match(letter, {
+      id: receipt.id,
+      kind: 'queue',
+      name: 'q',
+      pattern: undefined,
+      key: 'k',
+      headers: { h: 'v' },
+      body: { a: 1 },
+      from: sender.id,
+      at: consumer.id,
+      reason: 'no 3',
+    })
+    t.match(
+      letter!.attempts.map(({ attempt, peer, reason }) => [attempt, peer, reason]),
+      [1, 2, 3].map((n) => [n, consumer.id, `no ${n}`]),
+    )
     t.ok(Math.abs(letter!.deadAt - Date.now()) < 10_000)
     t.same(events, [{ id: receipt.id, name: 'q', reason: 'no 3' }])
     t.equal(consumer.status().deadLetters, 1)
@@ -42,14 +58,20 @@ t.test('letters are filtered by queue, topic and id, counted, and discarded', as
   await sender.send('two', 3)
   await sender.publish('news.a', 4)
   await eventually(() => consumer.status().deadLetters === 4)
-  const bodies = async (filter?: Parameters<Peer['deadLetters']>[0]): Promise<unknown[]> => (await lettersOf(consumer, filter)).map((letter) => letter.body).sort()
+  const bodies = async (filter?: Parameters<Peer['deadLetters']>[0]): Promise<unknown[]> =>
+    (await lettersOf(consumer, filter)).map((letter) => letter.body).sort()
   t.same(await bodies(), [1, 2, 3, 4])
   t.same(await bodies({ queue: 'two' }), [2, 3])
   t.same(await bodies({ topic: 'news.*' }), [4])
   t.same(await bodies({ topic: 'news.a' }), [4])
   t.same(await bodies({ ids: [one.id, 'nothing'] }), [1])
   t.same(await bodies({ queue: 'one', ids: [two.id] }), [])
-  t.match((await lettersOf(consumer, { topic: 'news.a' }))[0], { kind: 'topic', name: 'news.a', pattern: 'news.*', group: 'g' })
+  t.match((await lettersOf(consumer, { topic: 'news.a' }))[0], {
+    kind: 'topic',
+    name: 'news.a',
+    pattern: 'news.*',
+    group: 'g',
+  })
   t.same(await consumer.discard({ ids: [two.id] }), { discarded: 1 })
   t.same(await bodies(), [1, 3, 4])
   t.equal(consumer.status().deadLetters, 3)
@@ -60,10 +82,14 @@ t.test('redrive puts a letter back with its id, key, headers and payload, and st
   const [sender, consumer] = await pair(t, 'process')
   let isFixed = false
   const got: Message[] = []
-  consumer.consume('q', (message) => {
-    if (!isFixed) throw new Error('broken')
-    got.push(message)
-  }, { retry: { maxAttempts: 2, backoff: '1ms' } })
+  consumer.consume(
+    'q',
+    (message) => {
+      if (!isFixed) throw new Error('broken')
+      got.push(message)
+    },
+    { retry: { maxAttempts: 2, backoff: '1ms' } },
+  )
   const receipt = await sender.send('q', { a: 1 }, { key: 'k', headers: { h: 'v' }, ttlMs: 60_000 })
   const bytes = await sender.send('q', Buffer.from('raw'))
   await within(Promise.all([receipt.done, bytes.done]), 'dead')
@@ -83,9 +109,13 @@ t.test('redrive puts a letter back with its id, key, headers and payload, and st
 t.test('redrive keeps to its rate', async (t) => {
   const peer = await open(t)
   let isFixed = false
-  peer.consume('q', () => {
-    if (!isFixed) throw new Error('broken')
-  }, { retry: { maxAttempts: 1 } })
+  peer.consume(
+    'q',
+    () => {
+      if (!isFixed) throw new Error('broken')
+    },
+    { retry: { maxAttempts: 1 } },
+  )
   for (let n = 0; n < 5; n++) await peer.send('q', n)
   await eventually(() => peer.status().deadLetters === 5)
   isFixed = true
@@ -98,10 +128,14 @@ t.test('redrive keeps to its rate', async (t) => {
 t.test('a letter that dies again while it is redriven is not redriven twice', async (t) => {
   const peer = await open(t, { dataDir: folder(t), durability: 'process' })
   let runs = 0
-  peer.consume('q', () => {
-    runs++
-    throw new Error('broken')
-  }, { retry: { maxAttempts: 1 } })
+  peer.consume(
+    'q',
+    () => {
+      runs++
+      throw new Error('broken')
+    },
+    { retry: { maxAttempts: 1 } },
+  )
   for (let n = 0; n < 70; n++) await peer.send('q', n)
   await eventually(() => peer.status().deadLetters === 70)
   t.same(await within(peer.redrive({ ratePerSecond: 1000 }), 'the redrive'), { moved: 70 })
@@ -113,10 +147,14 @@ t.test("a topic's letter goes back to its own group only", async (t) => {
   const [sender, consumer] = await pair(t)
   let isFixed = false
   const got: string[] = []
-  consumer.subscribe('news.>', () => {
-    if (!isFixed) throw new Error('broken')
-    got.push('mail')
-  }, { group: 'mail', retry: { maxAttempts: 1 } })
+  consumer.subscribe(
+    'news.>',
+    () => {
+      if (!isFixed) throw new Error('broken')
+      got.push('mail')
+    },
+    { group: 'mail', retry: { maxAttempts: 1 } },
+  )
   consumer.subscribe('news.>', () => void got.push('audit'), { group: 'audit' })
   await eventually(() => sender.status().routes.filter((route) => route.consumers.length > 0).length >= 2)
   const receipt = await sender.publish('news.a', 1)

@@ -41,7 +41,8 @@ t.test('delays that are no whole numbers, or none at all, are refused before any
   const peer = await open(t)
   await peer.send('q', 1)
   const delivery = await one(peer.pull({ queue: 'q' }, { waitMs: 5000 }))
-  for (const delayMs of [-1, Number.NaN, 0.5, Number.POSITIVE_INFINITY, '5' as never]) await t.rejects(delivery.nack({ delayMs }), { code: 'OPTION_INVALID' })
+  for (const delayMs of [-1, Number.NaN, 0.5, Number.POSITIVE_INFINITY, '5' as never])
+    await t.rejects(delivery.nack({ delayMs }), { code: 'OPTION_INVALID' })
   for (const ms of [-1, 0, Number.NaN, 'x' as never]) t.throws(() => delivery.extend(ms), { code: 'OPTION_INVALID' })
   await delivery.ack()
 })
@@ -49,10 +50,14 @@ t.test('delays that are no whole numbers, or none at all, are refused before any
 t.test('a fraction of a millisecond as a backoff breaks no link', async (t) => {
   const [sender, consumer] = await pair(t)
   const attempts: number[] = []
-  consumer.consume('q', (message) => {
-    attempts.push(message.attempt)
-    if (message.attempt < 3) throw new Error('again')
-  }, { retry: { backoff: '0.5ms' } })
+  consumer.consume(
+    'q',
+    (message) => {
+      attempts.push(message.attempt)
+      if (message.attempt < 3) throw new Error('again')
+    },
+    { retry: { backoff: '0.5ms' } },
+  )
   const receipt = await sender.send('q', 1)
   t.equal(await within(receipt.done, 'done'), 'done')
   t.same(attempts, [1, 2, 3])
@@ -144,7 +149,9 @@ t.test('a failing handler is retried with backoff, until its attempts are used u
 
 t.test('many long failures end as a dead letter, and stop nobody', async (t) => {
   const [sender, consumer] = await pair(t, 'process')
-  consumer.consume('q', () => Promise.reject(new Error('x'.repeat(5000))), { retry: { maxAttempts: 150, backoff: '1ms' } })
+  consumer.consume('q', () => Promise.reject(new Error('x'.repeat(5000))), {
+    retry: { maxAttempts: 150, backoff: '1ms' },
+  })
   const receipt = await sender.send('q', 1)
   t.equal(await within(receipt.done, 'dead'), 'dead')
   for await (const letter of consumer.deadLetters()) t.equal(letter.attempts.at(-1)!.attempt, 150)
@@ -193,36 +200,39 @@ t.test('a pull with nothing to take resolves with none, when its time is over or
   await t.rejects(peer.pull({ queue: 'q' }, { leaseMs: 0 }), { code: 'OPTION_INVALID' })
 })
 
-t.test('closing a consumer waits for its running handlers, not for those of others nor for pulled deliveries', async (t) => {
-  const peer = await open(t)
-  const release = gate()
-  const other = gate()
-  const got: string[] = []
-  const first = peer.consume('q', async () => {
-    got.push('first')
-    await release.promise
-  })
-  await peer.send('q', 1)
-  await eventually(() => got.length === 1)
-  peer.consume('q', async () => {
-    got.push('second')
-    await other.promise
-  })
-  await peer.send('q', 2)
-  await eventually(() => got.length === 2)
-  const pulled = peer.pull({ queue: 'q' }, { waitMs: 5000 })
-  await peer.send('q', 3)
-  await within(pulled, 'a pulled delivery')
-  let isClosed = false
-  const closing = first.close().then(() => {
-    isClosed = true
-  })
-  await pause(20)
-  t.notOk(isClosed, 'its handler is still running')
-  release.open()
-  await within(closing, 'the end of the consumer', 2000)
-  other.open()
-})
+t.test(
+  'closing a consumer waits for its running handlers, not for those of others nor for pulled deliveries',
+  async (t) => {
+    const peer = await open(t)
+    const release = gate()
+    const other = gate()
+    const got: string[] = []
+    const first = peer.consume('q', async () => {
+      got.push('first')
+      await release.promise
+    })
+    await peer.send('q', 1)
+    await eventually(() => got.length === 1)
+    peer.consume('q', async () => {
+      got.push('second')
+      await other.promise
+    })
+    await peer.send('q', 2)
+    await eventually(() => got.length === 2)
+    const pulled = peer.pull({ queue: 'q' }, { waitMs: 5000 })
+    await peer.send('q', 3)
+    await within(pulled, 'a pulled delivery')
+    let isClosed = false
+    const closing = first.close().then(() => {
+      isClosed = true
+    })
+    await pause(20)
+    t.notOk(isClosed, 'its handler is still running')
+    release.open()
+    await within(closing, 'the end of the consumer', 2000)
+    other.open()
+  },
+)
 
 t.test('closing a peer lets running handlers finish, and what was not started goes to others', async (t) => {
   const sender = await open(t, { listen: ['tcp://127.0.0.1:0'] })
@@ -246,14 +256,22 @@ t.test('closing a peer lets running handlers finish, and what was not started go
   const got: Message[] = []
   staying.consume('q', (message) => void got.push(message))
   await eventually(() => got.length === 4)
-  t.same(got.map((message) => message.body), [1, 2, 3, 4])
+  t.same(
+    got.map((message) => message.body),
+    [1, 2, 3, 4],
+  )
   t.match(routeOf(sender, 'q'), { done: 5, pending: 0 })
   await t.rejects(leaving.send('q', 1), { code: 'CLOSED' })
   await leaving.close()
 })
 
 t.test('what was running when its consumer went away without a word goes to another one, marked', async (t) => {
-  const sender = await open(t, { listen: ['tcp://127.0.0.1:0'], failoverMs: 100, dataDir: folder(t), durability: 'process' })
+  const sender = await open(t, {
+    listen: ['tcp://127.0.0.1:0'],
+    failoverMs: 100,
+    dataDir: folder(t),
+    durability: 'process',
+  })
   const leaving = await open(t, { peers: sender.endpoints, dataDir: folder(t), durability: 'process' })
   const started = gate()
   const never = gate()

@@ -1,8 +1,8 @@
 import fc from 'fast-check'
 import t, { type Test } from 'tap'
+import { createIdentity } from '../../src/identity.js'
 import type { Peer } from '../../src/message.js'
 import { DATA_FLAG, encodeMeta, encodeValue, FRAME, writeData } from '../../src/transport/frame.js'
-import { createIdentity } from '../../src/identity.js'
 import { eventually, gate, open, routeOf, within } from './mesh.js'
 import { frame, Stranger } from './stranger.js'
 
@@ -26,12 +26,40 @@ async function scene(t: Test): Promise<{ victim: Peer; friend: Peer; endpoint: s
 }
 
 /** A data frame as it travels. */
-function dataFrame(fields: Partial<{ lane: number; sequence: number; key: string; meta: object | Buffer; body: Buffer; flags: number; isValue: boolean }>): Buffer {
-  const meta = fields.meta === undefined ? undefined : Buffer.isBuffer(fields.meta) ? fields.meta : encodeMeta(fields.meta as never)
+function dataFrame(
+  fields: Partial<{
+    lane: number
+    sequence: number
+    key: string
+    meta: object | Buffer
+    body: Buffer
+    flags: number
+    isValue: boolean
+  }>,
+): Buffer {
+  const meta =
+    fields.meta === undefined
+      ? undefined
+      : Buffer.isBuffer(fields.meta)
+        ? fields.meta
+        : encodeMeta(fields.meta as never)
   const body = fields.body ?? encodeValue('hello')
   const key = fields.key ?? ''
   const bytes = Buffer.alloc(30 + Buffer.byteLength(key) + (meta?.length ?? 0) + body.length)
-  writeData(bytes, 0, { sequence: fields.sequence ?? 1, number: 1, created: 0, key, keyBytes: Buffer.byteLength(key), meta, lower: false }, { bytes: body, isValue: fields.isValue ?? true })
+  writeData(
+    bytes,
+    0,
+    {
+      sequence: fields.sequence ?? 1,
+      number: 1,
+      created: 0,
+      key,
+      keyBytes: Buffer.byteLength(key),
+      meta,
+      lower: false,
+    },
+    { bytes: body, isValue: fields.isValue ?? true },
+  )
   bytes.writeUInt32BE(fields.lane ?? 1, 4)
   if (fields.flags !== undefined) bytes[1] = fields.flags
   return bytes
@@ -110,11 +138,38 @@ t.test('a wrong meta, key or sequence of a message ends its link before anyone r
   let ran = 0
   victim.consume('mine', () => void ran++)
   const metas: Array<object | Buffer> = [
-    { i: 5 }, { i: '' }, { i: 'x'.repeat(300) }, { i: 'a\u0000b' }, { h: 'text' }, { h: { a: 1 } }, { h: ['x'] }, { p: 10 }, { p: 'high' },
-    { t: 'soon' }, { t: -1 }, { d: {} }, { r: 'peer' }, { r: [1, 2] }, { r: [] }, { a: 5 }, { a: [5] }, { a: [[1, 2, 3]] }, { n: [] },
-    encodeValue([1]), encodeValue('text'), encodeValue(null), Buffer.from([0xc1]), Buffer.alloc(100, 0x91),
+    { i: 5 },
+    { i: '' },
+    { i: 'x'.repeat(300) },
+    { i: 'a\u0000b' },
+    { h: 'text' },
+    { h: { a: 1 } },
+    { h: ['x'] },
+    { p: 10 },
+    { p: 'high' },
+    { t: 'soon' },
+    { t: -1 },
+    { d: {} },
+    { r: 'peer' },
+    { r: [1, 2] },
+    { r: [] },
+    { a: 5 },
+    { a: [5] },
+    { a: [[1, 2, 3]] },
+    { n: [] },
+    encodeValue([1]),
+    encodeValue('text'),
+    encodeValue(null),
+    Buffer.from([0xc1]),
+    Buffer.alloc(100, 0x91),
   ]
-  const frames = [...metas.map((meta) => dataFrame({ meta })), dataFrame({ key: 'k'.repeat(256) }), dataFrame({ sequence: 0 }), dataFrame({ flags: DATA_FLAG.meta }), dataFrame({ meta: { p: 1 }, flags: 0 })]
+  const frames = [
+    ...metas.map((meta) => dataFrame({ meta })),
+    dataFrame({ key: 'k'.repeat(256) }),
+    dataFrame({ sequence: 0 }),
+    dataFrame({ flags: DATA_FLAG.meta }),
+    dataFrame({ meta: { p: 1 }, flags: 0 }),
+  ]
   for (const [i, bytes] of frames.entries()) {
     const stranger = await new Stranger(undefined).dial(t, endpoint)
     stranger.say(FRAME.lane, [1, stranger.spaceBytes, 1, 7, 'queue', 'mine', '', ''])
@@ -142,7 +197,24 @@ t.test('a body that cannot be read becomes a dead letter that can be listed and 
 
 t.test('a wrong type in any field of any frame ends the link, or does nothing', async (t) => {
   const { victim, friend, endpoint } = await scene(t)
-  const values: unknown[] = [null, true, -1, 1.5, Number.NaN, 2 ** 53, 'text', Buffer.alloc(3), [], [null], {}, strange, [[]], [[1]], 'x'.repeat(1000), '\u001b[2J']
+  const values: unknown[] = [
+    null,
+    true,
+    -1,
+    1.5,
+    Number.NaN,
+    2 ** 53,
+    'text',
+    Buffer.alloc(3),
+    [],
+    [null],
+    {},
+    strange,
+    [[]],
+    [[1]],
+    'x'.repeat(1000),
+    '\u001b[2J',
+  ]
   for (const [type, good] of FIELD_FRAMES) {
     const right = await new Stranger(undefined).dial(t, endpoint)
     right.say(type, good(right))
@@ -163,7 +235,7 @@ t.test('a wrong type in any field of any frame ends the link, or does nothing', 
   await isWell(t, victim, friend)
 })
 
-t.test('nobody takes what is another peer\'s', async (t) => {
+t.test("nobody takes what is another peer's", async (t) => {
   const { victim, friend, endpoint } = await scene(t)
   const cases: Array<(stranger: Stranger) => void> = [
     (s) => s.say(FRAME.consume, [1, 'reply', friend.id, '', '', 'none', false, 0]),
@@ -180,7 +252,18 @@ t.test('nobody takes what is another peer\'s', async (t) => {
   // An older space that the friend's lanes are known by here.
   await friend.send('target', 1, { until: 'done' })
   const thief = await new Stranger(undefined, { epoch: 2 }).dial(t, endpoint)
-  for (let route = 1; route < 8; route++) for (const line of [0, 0x80000000]) thief.writer.control(FRAME.lane, [route, Buffer.from(friend.status().space, 'hex'), 1, route + line, 'queue', 'target', '', ''])
+  for (let route = 1; route < 8; route++)
+    for (const line of [0, 0x80000000])
+      thief.writer.control(FRAME.lane, [
+        route,
+        Buffer.from(friend.status().space, 'hex'),
+        1,
+        route + line,
+        'queue',
+        'target',
+        '',
+        '',
+      ])
   thief.flush()
   t.equal(await thief.endsWith(), 'PROTOCOL_VIOLATION')
   await isWell(t, victim, friend)
@@ -191,7 +274,8 @@ t.test('a peer cannot settle what was never with it', async (t) => {
   await victim.send('waiting', 1)
   const stranger = await new Stranger(undefined).dial(t, endpoint)
   const space = Buffer.from(victim.status().space, 'hex')
-  for (const route of [1, 2, 3, 4, 5, 6, 7, 8]) for (const line of [0, 0x80000000]) stranger.writer.ack(space, route + line, 0, [1, 1])
+  for (const route of [1, 2, 3, 4, 5, 6, 7, 8])
+    for (const line of [0, 0x80000000]) stranger.writer.ack(space, route + line, 0, [1, 1])
   stranger.say(FRAME.ping, [1])
   await eventually(() => stranger.closedBecause !== null || stranger.said.some((said) => said.type === FRAME.pong))
   t.match(routeOf(victim, 'waiting'), { pending: 1, done: 0 })
@@ -199,10 +283,25 @@ t.test('a peer cannot settle what was never with it', async (t) => {
 
 t.test('an old or new protocol is told which versions there are', async (t) => {
   const { endpoint } = await scene(t)
-  for (const [low, high] of [[2, 9], [0, 0]] as const) {
+  for (const [low, high] of [
+    [2, 9],
+    [0, 0],
+  ] as const) {
     const stranger = await new Stranger(undefined).dial(t, endpoint, false)
     const { storeId, space } = stranger.hello
-    stranger.say(FRAME.hello, ['peerpost', low, high, stranger.identity.peerId, Buffer.alloc(32), storeId, 1, space, 1, 'x', 0])
+    stranger.say(FRAME.hello, [
+      'peerpost',
+      low,
+      high,
+      stranger.identity.peerId,
+      Buffer.alloc(32),
+      storeId,
+      1,
+      space,
+      1,
+      'x',
+      0,
+    ])
     t.equal(await stranger.endsWith(), 'PROTOCOL_VERSION')
   }
 })
@@ -212,7 +311,9 @@ t.test('a wrong HELLO or PROOF is refused, and nothing of it is kept', async (t)
   const id = createIdentity().peerId
   const good = ['peerpost', 1, 1, id, Buffer.alloc(32), 'a'.repeat(32), 1, 'b'.repeat(32), 1, 'x', 0]
   const wrongs: unknown[][] = [[], ['http']]
-  for (let i = 0; i < good.length; i++) for (const value of [null, strange, 'length', -1, []]) wrongs.push(good.map((field, k) => (k === i ? value : field)))
+  for (let i = 0; i < good.length; i++)
+    for (const value of [null, strange, 'length', -1, []])
+      wrongs.push(good.map((field, k) => (k === i ? value : field)))
   for (const fields of wrongs) {
     const stranger = await new Stranger(undefined).dial(t, endpoint, false)
     stranger.say(FRAME.hello, fields)

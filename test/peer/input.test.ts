@@ -45,7 +45,13 @@ t.test('options of openPeer that are wrong are refused, each with its code', asy
     ['ENDPOINT_INVALID', { peers: ['tcp://127.0.0.1:0'] }],
     ['ENDPOINT_INVALID', { peers: ['tcp://127.0.0.1:7400#nobody'] }],
   ]
-  for (const [code, options] of cases) await refuses(t, async () => (await openPeer(options as PeerOptions)).close(), code, JSON.stringify(options).slice(0, 60))
+  for (const [code, options] of cases)
+    await refuses(
+      t,
+      async () => (await openPeer(options as PeerOptions)).close(),
+      code,
+      JSON.stringify(options).slice(0, 60),
+    )
 })
 
 t.test('what is wrong with a message is refused before it is accepted', async (t) => {
@@ -55,8 +61,18 @@ t.test('what is wrong with a message is refused before it is accepted', async (t
   let deep: unknown = 1
   for (let i = 0; i < 100; i++) deep = [deep]
   const names: Array<[string, unknown]> = [
-    ['NAME_INVALID', ''], ['NAME_INVALID', 'x'.repeat(256)], ['NAME_INVALID', 'é'.repeat(128)], ['NAME_INVALID', 'a\nb'], ['NAME_INVALID', 'a\u007f'],
-    ['NAME_INVALID', 'a..b'], ['NAME_INVALID', '.a'], ['NAME_INVALID', 'a.*'], ['NAME_INVALID', '>'], ['NAME_INVALID', Array(33).fill('a').join('.')], ['NAME_INVALID', 5], ['NAME_INVALID', null],
+    ['NAME_INVALID', ''],
+    ['NAME_INVALID', 'x'.repeat(256)],
+    ['NAME_INVALID', 'é'.repeat(128)],
+    ['NAME_INVALID', 'a\nb'],
+    ['NAME_INVALID', 'a\u007f'],
+    ['NAME_INVALID', 'a..b'],
+    ['NAME_INVALID', '.a'],
+    ['NAME_INVALID', 'a.*'],
+    ['NAME_INVALID', '>'],
+    ['NAME_INVALID', Array(33).fill('a').join('.')],
+    ['NAME_INVALID', 5],
+    ['NAME_INVALID', null],
   ]
   for (const [code, name] of names) {
     await refuses(t, () => peer.send(name as string, 1), code, `send to ${String(name).slice(0, 20)}`)
@@ -66,29 +82,72 @@ t.test('what is wrong with a message is refused before it is accepted', async (t
     await refuses(t, () => peer.pull({ queue: name as string }), code, `pull ${String(name).slice(0, 20)}`)
   }
   const bodies: Array<[string, unknown]> = [
-    ['BODY_NOT_ENCODABLE', () => {}], ['BODY_NOT_ENCODABLE', { a: [() => {}] }], ['BODY_NOT_ENCODABLE', Symbol('s')], ['BODY_NOT_ENCODABLE', circular], ['BODY_NOT_ENCODABLE', deep],
-    ['BODY_NOT_ENCODABLE', 2n ** 70n], ['BODY_NOT_ENCODABLE', new Date(Number.NaN)], ['BODY_NOT_ENCODABLE', { get a() { throw new Error('boom') } }],
-    ['BODY_TOO_LARGE', Buffer.alloc(2 * 1024 * 1024)], ['BODY_TOO_LARGE', 'x'.repeat(1024 * 1024)],
+    ['BODY_NOT_ENCODABLE', () => {}],
+    ['BODY_NOT_ENCODABLE', { a: [() => {}] }],
+    ['BODY_NOT_ENCODABLE', Symbol('s')],
+    ['BODY_NOT_ENCODABLE', circular],
+    ['BODY_NOT_ENCODABLE', deep],
+    ['BODY_NOT_ENCODABLE', 2n ** 70n],
+    ['BODY_NOT_ENCODABLE', new Date(Number.NaN)],
+    [
+      'BODY_NOT_ENCODABLE',
+      {
+        get a() {
+          throw new Error('boom')
+        },
+      },
+    ],
+    ['BODY_TOO_LARGE', Buffer.alloc(2 * 1024 * 1024)],
+    ['BODY_TOO_LARGE', 'x'.repeat(1024 * 1024)],
   ]
   for (const [code, body] of bodies) await refuses(t, () => peer.send('q', body), code, `a body of type ${typeof body}`)
   const options: Array<[string, object]> = [
-    ['OPTION_UNKNOWN', { delay: 5 }], ['KEY_INVALID', { key: '' }], ['KEY_INVALID', { key: 'k'.repeat(256) }], ['KEY_INVALID', { key: 'a\u0000' }], ['KEY_INVALID', { key: 5 }],
-    ['ID_INVALID', { id: '' }], ['ID_INVALID', { id: 'i'.repeat(256) }], ['ID_INVALID', { id: 'a\tb' }], ['ID_INVALID', { id: {} }],
-    ['OPTION_INVALID', { delayMs: -1 }], ['OPTION_INVALID', { delayMs: 1.5 }], ['OPTION_INVALID', { delayMs: 5, at: new Date() }], ['OPTION_INVALID', { at: new Date(Number.NaN) }], ['OPTION_INVALID', { at: 'tomorrow' }],
-    ['OPTION_INVALID', { ttlMs: 0 }], ['OPTION_INVALID', { priority: 10 }], ['OPTION_INVALID', { durability: 'paper' }], ['OPTION_INVALID', { durability: 'toString' }], ['OPTION_INVALID', { until: 'later' }],
-    ['HEADERS_INVALID', { headers: { a: 1 } }], ['HEADERS_INVALID', { headers: { '': 'x' } }], ['HEADERS_INVALID', { headers: JSON.parse('{"__proto__":"x"}') }], ['HEADERS_INVALID', { headers: { a: 'x'.repeat(20_000) } }],
+    ['OPTION_UNKNOWN', { delay: 5 }],
+    ['KEY_INVALID', { key: '' }],
+    ['KEY_INVALID', { key: 'k'.repeat(256) }],
+    ['KEY_INVALID', { key: 'a\u0000' }],
+    ['KEY_INVALID', { key: 5 }],
+    ['ID_INVALID', { id: '' }],
+    ['ID_INVALID', { id: 'i'.repeat(256) }],
+    ['ID_INVALID', { id: 'a\tb' }],
+    ['ID_INVALID', { id: {} }],
+    ['OPTION_INVALID', { delayMs: -1 }],
+    ['OPTION_INVALID', { delayMs: 1.5 }],
+    ['OPTION_INVALID', { delayMs: 5, at: new Date() }],
+    ['OPTION_INVALID', { at: new Date(Number.NaN) }],
+    ['OPTION_INVALID', { at: 'tomorrow' }],
+    ['OPTION_INVALID', { ttlMs: 0 }],
+    ['OPTION_INVALID', { priority: 10 }],
+    ['OPTION_INVALID', { durability: 'paper' }],
+    ['OPTION_INVALID', { durability: 'toString' }],
+    ['OPTION_INVALID', { until: 'later' }],
+    ['HEADERS_INVALID', { headers: { a: 1 } }],
+    ['HEADERS_INVALID', { headers: { '': 'x' } }],
+    ['HEADERS_INVALID', { headers: JSON.parse('{"__proto__":"x"}') }],
+    ['HEADERS_INVALID', { headers: { a: 'x'.repeat(20_000) } }],
   ]
-  for (const [code, option] of options) await refuses(t, () => peer.send('q', 1, option as never), code, JSON.stringify(option).slice(0, 40))
+  for (const [code, option] of options)
+    await refuses(t, () => peer.send('q', 1, option as never), code, JSON.stringify(option).slice(0, 40))
   t.equal(peer.status().state, 'open')
-  t.equal(peer.status().routes.reduce((sum, route) => sum + route.accepted, 0), 0, 'nothing was accepted')
+  t.equal(
+    peer.status().routes.reduce((sum, route) => sum + route.accepted, 0),
+    0,
+    'nothing was accepted',
+  )
   t.equal(({} as { x?: string }).x, undefined)
 })
 
 t.test('what is wrong with a consumer is refused when it is registered', async (t) => {
   const peer = await open(t)
   const options: Array<[string, object]> = [
-    ['OPTION_UNKNOWN', { parallel: 5 }], ['OPTION_INVALID', { concurrency: 0 }], ['OPTION_INVALID', { leaseMs: 0 }], ['OPTION_UNKNOWN', { retry: { max: 3 } }],
-    ['OPTION_INVALID', { retry: { maxAttempts: 0 } }], ['OPTION_INVALID', { retry: { backoff: 'soon' } }], ['OPTION_INVALID', { retry: { backoff: '2s..1s' } }], ['OPTION_INVALID', { order: 'some' }],
+    ['OPTION_UNKNOWN', { parallel: 5 }],
+    ['OPTION_INVALID', { concurrency: 0 }],
+    ['OPTION_INVALID', { leaseMs: 0 }],
+    ['OPTION_UNKNOWN', { retry: { max: 3 } }],
+    ['OPTION_INVALID', { retry: { maxAttempts: 0 } }],
+    ['OPTION_INVALID', { retry: { backoff: 'soon' } }],
+    ['OPTION_INVALID', { retry: { backoff: '2s..1s' } }],
+    ['OPTION_INVALID', { order: 'some' }],
   ]
   for (const [code, option] of options) {
     await refuses(t, () => peer.consume('q', () => {}, option as never), code, JSON.stringify(option))
@@ -108,9 +167,21 @@ t.test('a closed peer says so, whatever it is asked', async (t) => {
   await peer.close()
   await peer.close()
   const calls: Array<() => unknown> = [
-    () => peer.send('q', 1), () => peer.publish('t', 1), () => peer.request('r', 1), () => peer.consume('q', () => {}), () => peer.subscribe('t', () => {}), () => peer.respond('r', () => {}),
-    () => peer.pull({ queue: 'q' }), () => peer.transaction(() => {}), () => peer.outcome('x'), () => peer.redrive(), () => peer.discard({}), () => peer.declareLost('x'),
-    async () => { for await (const _ of peer.deadLetters()) break },
+    () => peer.send('q', 1),
+    () => peer.publish('t', 1),
+    () => peer.request('r', 1),
+    () => peer.consume('q', () => {}),
+    () => peer.subscribe('t', () => {}),
+    () => peer.respond('r', () => {}),
+    () => peer.pull({ queue: 'q' }),
+    () => peer.transaction(() => {}),
+    () => peer.outcome('x'),
+    () => peer.redrive(),
+    () => peer.discard({}),
+    () => peer.declareLost('x'),
+    async () => {
+      for await (const _ of peer.deadLetters()) break
+    },
   ]
   for (const call of calls) await refuses(t, call, 'CLOSED', String(call))
   t.equal(peer.status().state, 'closed')

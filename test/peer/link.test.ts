@@ -1,13 +1,13 @@
 import t from 'tap'
 import type { Message } from '../../src/message.js'
 import { eventually, folder, gate, hasConsumers, open, pause, routeOf, within } from './mesh.js'
-import { Proxy } from './proxy.js'
+import { TcpProxy } from './proxy.js'
 
 t.test('after a cut the link is back within about two seconds, and nothing is lost or done twice', async (t) => {
   for (const durability of ['memory', 'process'] as const) {
     const store = () => (durability === 'memory' ? {} : { dataDir: folder(t), durability })
     const sender = await open(t, { listen: ['tcp://127.0.0.1:0'], ...store() })
-    const proxy = await Proxy.before(t, sender.endpoints[0]!)
+    const proxy = await TcpProxy.before(t, sender.endpoints[0]!)
     const consumer = await open(t, { peers: [proxy.endpoint], ...store() })
     const seen: number[] = []
     consumer.consume<number>('q', (message) => void seen.push(message.body), { concurrency: 4 })
@@ -22,19 +22,25 @@ t.test('after a cut the link is back within about two seconds, and nothing is lo
     t.equal(seen.length, 100)
     for (const key of [0, 1, 2]) {
       const of = seen.filter((n) => n % 3 === key)
-      t.same(of, [...of].sort((a, b) => a - b), 'in order')
+      t.same(
+        of,
+        [...of].sort((a, b) => a - b),
+        'in order',
+      )
     }
   }
 })
 
 t.test('a link through which nothing comes is dead after three seconds, and comes back when it can', async (t) => {
   const sender = await open(t, { listen: ['tcp://127.0.0.1:0'] })
-  const proxy = await Proxy.before(t, sender.endpoints[0]!)
+  const proxy = await TcpProxy.before(t, sender.endpoints[0]!)
   const consumer = await open(t, { peers: [proxy.endpoint] })
   const arrived = gate<Message>()
   consumer.consume('q', (message) => arrived.open(message))
   await hasConsumers(sender, 'q')
-  const downs: Promise<unknown>[] = [sender, consumer].map((peer) => new Promise((resolve) => peer.on('link', (status) => status.state === 'down' && resolve(status.reason))))
+  const downs: Promise<unknown>[] = [sender, consumer].map(
+    (peer) => new Promise((resolve) => peer.on('link', (status) => status.state === 'down' && resolve(status.reason))),
+  )
   proxy.swallow(true)
   const start = performance.now()
   await within(Promise.all(downs), 'the end of the link at both ends', 5000)
@@ -48,7 +54,7 @@ t.test('a link through which nothing comes is dead after three seconds, and come
 
 t.test('two peers that dial each other end with one link', async (t) => {
   const a = await open(t, { listen: ['tcp://127.0.0.1:0'] })
-  const proxy = await Proxy.before(t, a.endpoints[0]!)
+  const proxy = await TcpProxy.before(t, a.endpoints[0]!)
   const b = await open(t, { listen: ['tcp://127.0.0.1:0'], peers: [proxy.endpoint] })
   await eventually(() => a.status().peers.length === 1)
   // Both know each other now from both sides: a dials b while b's connection is up.
@@ -59,7 +65,10 @@ t.test('two peers that dial each other end with one link', async (t) => {
   await eventually(() => d.status().peers.filter((peer) => peer.state === 'up').length === 2)
   await pause(300)
   for (const peer of [a, b]) {
-    const ups = peer.status().peers.filter((each) => each.state === 'up').map((each) => each.id)
+    const ups = peer
+      .status()
+      .peers.filter((each) => each.state === 'up')
+      .map((each) => each.id)
     t.equal(new Set(ups).size, ups.length, 'one link to each')
   }
   let done = 0

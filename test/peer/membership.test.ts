@@ -16,7 +16,9 @@ async function refusal(t: Test, listener: PeerOptions, dialer: PeerOptions): Pro
   const b = await open(t, { ...dialer, peers: (dialer.peers ?? ['']).map((pin) => a.endpoints[0]! + pin) })
   b.consume('q', () => t.fail('a message passed'))
   a.consume('q2', () => t.fail('a message passed'))
-  const said = await eventually(() => [...a.status().peers, ...b.status().peers].find((peer) => peer.state === 'refused'))
+  const said = await eventually(() =>
+    [...a.status().peers, ...b.status().peers].find((peer) => peer.state === 'refused'),
+  )
   await pause(30)
   t.notOk([...a.status().peers, ...b.status().peers].some((peer) => peer.state === 'up'))
   return String(said.reason)
@@ -77,7 +79,10 @@ t.test('off loopback a peer opens only with a membership, and plain only when th
     await t.rejects(openPeer({ peers: [endpoint] }), { code: 'MEMBERSHIP_REQUIRED' }, endpoint)
     await t.rejects(openPeer({ listen: [endpoint], insecure: true }), { code: 'MEMBERSHIP_REQUIRED' }, endpoint)
   }
-  await t.rejects(openPeer({ listen: ['tcp://0.0.0.0:0'], meshKey }), { code: 'INSECURE_ENDPOINT', message: /insecure/ })
+  await t.rejects(openPeer({ listen: ['tcp://0.0.0.0:0'], meshKey }), {
+    code: 'INSECURE_ENDPOINT',
+    message: /insecure/,
+  })
   const plain = await open(t, { listen: ['tcp://0.0.0.0:0'], meshKey, insecure: true })
   t.match(plain.endpoints[0], /^tcp:\/\/0\.0\.0\.0:[1-9]/)
   const secure = await open(t, { listen: ['tls://0.0.0.0:0'], meshKey })

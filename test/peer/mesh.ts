@@ -31,7 +31,11 @@ export const MEETINGS = {
 } as const
 
 /** A sender that listens and a consumer that dials it, of one class each. */
-export async function pair(t: Test, durability: 'memory' | 'process' | 'disk' = 'memory', endpoint = 'tcp://127.0.0.1:0'): Promise<[sender: Peer, consumer: Peer]> {
+export async function pair(
+  t: Test,
+  durability: 'memory' | 'process' | 'disk' = 'memory',
+  endpoint = 'tcp://127.0.0.1:0',
+): Promise<[sender: Peer, consumer: Peer]> {
   const store = (): PeerOptions => (durability === 'memory' ? {} : { dataDir: folder(t), durability })
   const sender = await open(t, { name: 'sender', listen: [endpoint], ...store() })
   const consumer = await open(t, { name: 'consumer', peers: sender.endpoints, ...store() })
@@ -39,7 +43,11 @@ export async function pair(t: Test, durability: 'memory' | 'process' | 'disk' = 
 }
 
 /** Waits until `holds` gives something true, and gives that. Asks every few milliseconds: for states that tell nobody. */
-export async function eventually<Value>(holds: () => Value | Promise<Value>, what = 'what was awaited', patienceMs = PATIENCE_MS): Promise<NonNullable<Value>> {
+export async function eventually<Value>(
+  holds: () => Value | Promise<Value>,
+  what = 'what was awaited',
+  patienceMs = PATIENCE_MS,
+): Promise<NonNullable<Value>> {
   const until = performance.now() + patienceMs
   for (;;) {
     const value = await holds()

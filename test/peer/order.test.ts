@@ -29,7 +29,10 @@ t.test('messages of one key run one at a time, in send order; keys run side by s
       const key = message.key!
       running.set(key, (running.get(key) ?? 0) + 1)
       t.equal(running.get(key), 1, 'one at a time')
-      most = Math.max(most, [...running.values()].reduce((a, b) => a + b))
+      most = Math.max(
+        most,
+        [...running.values()].reduce((a, b) => a + b),
+      )
       seen.push([key, message.body])
       await pause(Math.random() * 4)
       running.set(key, running.get(key)! - 1)
@@ -55,7 +58,10 @@ t.test('a retry holds back its key and nothing else', async (t) => {
   )
   await sendNumbered(sender, 'q', 80)
   await eventually(() => seen.length === 80)
-  t.same(seen.filter(([key]) => key === 'a').map(([, n]) => n), Array.from({ length: 20 }, (_, i) => i * 4))
+  t.same(
+    seen.filter(([key]) => key === 'a').map(([, n]) => n),
+    Array.from({ length: 20 }, (_, i) => i * 4),
+  )
   const retried = seen.findIndex(([, n]) => n === 4)
   t.ok(seen.slice(0, retried).filter(([key]) => key !== 'a').length >= 30, 'other keys went on meanwhile')
 })
@@ -115,7 +121,10 @@ t.test("order 'strict' runs one at a time for each sender; order 'none' does not
     await eventually(() => seen.length === 40)
     if (order === 'strict') {
       t.equal(most, 1)
-      t.same(seen, Array.from({ length: 40 }, (_, n) => n))
+      t.same(
+        seen,
+        Array.from({ length: 40 }, (_, n) => n),
+      )
     } else t.ok(most > 1, `${most} at once`)
   }
 })
@@ -146,6 +155,9 @@ t.test('a key whose message is delayed waits for nobody and overtakes nobody tha
   consumer.consume('q', (message) => void seen.push(message.body))
   await sender.send('q', 'later', { key: 'k', delayMs: 80 })
   await sender.send('q', 'now', { key: 'k' })
-  await within(eventually(() => seen.length === 2), 'both')
+  await within(
+    eventually(() => seen.length === 2),
+    'both',
+  )
   t.same(seen, ['now', 'later'])
 })

@@ -1,9 +1,10 @@
 /** A TCP proxy that a test can cut, or let swallow everything. */
-import { connect, createServer, type Socket } from 'node:net'
+
 import type { AddressInfo } from 'node:net'
+import { connect, createServer, type Socket } from 'node:net'
 import type { Test } from 'tap'
 
-export class Proxy {
+export class TcpProxy {
   readonly #sockets = new Set<Socket>()
   #isBlackhole = false
   /** Connections that came in so far. */
@@ -14,11 +15,11 @@ export class Proxy {
     readonly stop: () => void,
   ) {}
 
-  static async before(t: Test, endpoint: string): Promise<Proxy> {
+  static async before(t: Test, endpoint: string): Promise<TcpProxy> {
     const port = Number(endpoint.split(':').pop())
     const server = createServer((client) => proxy.#join(client, connect(port, '127.0.0.1')))
     await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
-    const proxy: Proxy = new Proxy(`tcp://127.0.0.1:${(server.address() as AddressInfo).port}`, () => {
+    const proxy: TcpProxy = new TcpProxy(`tcp://127.0.0.1:${(server.address() as AddressInfo).port}`, () => {
       server.close()
       proxy.cut()
     })
@@ -28,7 +29,10 @@ export class Proxy {
 
   #join(client: Socket, target: Socket): void {
     this.connections++
-    for (const [from, to] of [[client, target], [target, client]] as const) {
+    for (const [from, to] of [
+      [client, target],
+      [target, client],
+    ] as const) {
       this.#sockets.add(from)
       from.on('data', (bytes) => {
         if (!this.#isBlackhole) to.write(bytes)

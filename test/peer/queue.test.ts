@@ -1,6 +1,18 @@
 import t from 'tap'
 import type { Message } from '../../src/message.js'
-import { eventually, folder, gate, hasConsumers, isConserved, MEETINGS, open, pair, pause, routeOf, within } from './mesh.js'
+import {
+  eventually,
+  folder,
+  gate,
+  hasConsumers,
+  isConserved,
+  MEETINGS,
+  open,
+  pair,
+  pause,
+  routeOf,
+  within,
+} from './mesh.js'
 
 for (const durability of ['memory', 'process', 'disk'] as const) {
   for (const meeting of ['tcp', 'unix'] as const) {
@@ -8,11 +20,29 @@ for (const durability of ['memory', 'process', 'disk'] as const) {
       const [sender, consumer] = await pair(t, durability, MEETINGS[meeting](t))
       const arrived = gate<Message>()
       consumer.consume('orders', (message) => arrived.open(message))
-      const body = { order: 7, list: [1, 'two', null, true], when: new Date(1_700_000_000_000), bytes: Buffer.from([0, 255]) }
-      const receipt = await sender.send('orders', body, { key: 'customer-7', headers: { traceparent: '00-ab' }, priority: 9 })
+      const body = {
+        order: 7,
+        list: [1, 'two', null, true],
+        when: new Date(1_700_000_000_000),
+        bytes: Buffer.from([0, 255]),
+      }
+      const receipt = await sender.send('orders', body, {
+        key: 'customer-7',
+        headers: { traceparent: '00-ab' },
+        priority: 9,
+      })
       const message = await within(arrived.promise, 'the delivery')
       t.same(message.body, body)
-      t.match(message, { kind: 'queue', name: 'orders', key: 'customer-7', headers: { traceparent: '00-ab' }, priority: 9, attempt: 1, redelivered: false, from: sender.id })
+      t.match(message, {
+        kind: 'queue',
+        name: 'orders',
+        key: 'customer-7',
+        headers: { traceparent: '00-ab' },
+        priority: 9,
+        attempt: 1,
+        redelivered: false,
+        from: sender.id,
+      })
       t.equal(message.id, receipt.id)
       t.equal(receipt.durability, durability)
       t.ok(receipt.at === 'sender' || receipt.at === 'consumer')
@@ -24,7 +54,21 @@ for (const durability of ['memory', 'process', 'disk'] as const) {
 
 t.test('bytes stay bytes, and nothing is turned into something else', async (t) => {
   const [sender, consumer] = await pair(t)
-  const bodies: unknown[] = [Buffer.from('raw'), new Uint8Array([1, 2]), '', 'text', 0, -1.5, 2 ** 40, true, null, [], {}, { a: { b: [] } }, 12345678901234567n]
+  const bodies: unknown[] = [
+    Buffer.from('raw'),
+    new Uint8Array([1, 2]),
+    '',
+    'text',
+    0,
+    -1.5,
+    2 ** 40,
+    true,
+    null,
+    [],
+    {},
+    { a: { b: [] } },
+    12345678901234567n,
+  ]
   const got: unknown[] = []
   consumer.consume('q', (message) => void got.push(message.body), { order: 'none' })
   for (const body of bodies) await sender.send('q', body)
@@ -33,25 +77,34 @@ t.test('bytes stay bytes, and nothing is turned into something else', async (t) 
   t.same(got, [Buffer.from('raw'), Buffer.from([1, 2]), ...bodies.slice(2)])
 })
 
-t.test('a message to a queue that nobody consumes waits in the log, and is delivered after a restart of its sender', async (t) => {
-  for (const durability of ['process', 'disk'] as const) {
-    const dataDir = folder(t)
-    const before = await open(t, { dataDir, durability })
-    const receipt = await before.send('later', { n: 1 }, { headers: { a: 'b' } })
-    t.match(receipt, { at: 'sender', durability })
-    t.match(routeOf(before, 'later'), { pending: 1, waitingFor: 'a consumer' })
-    await before.close()
-    const sender = await open(t, { dataDir, durability, listen: ['tcp://127.0.0.1:0'] })
-    t.equal(sender.id, before.id, 'it is the same peer')
-    t.equal(await sender.outcome(receipt.id), 'pending')
-    const consumer = await open(t, { dataDir: folder(t), durability, peers: sender.endpoints })
-    const arrived = gate<Message>()
-    consumer.consume('later', (message) => arrived.open(message))
-    t.match(await within(arrived.promise, 'the delivery'), { id: receipt.id, body: { n: 1 }, headers: { a: 'b' }, attempt: 1, redelivered: false })
-    await eventually(async () => (await sender.outcome(receipt.id)) === 'done')
-    t.match(routeOf(sender, 'later'), { accepted: 1, done: 1, pending: 0 })
-  }
-})
+t.test(
+  'a message to a queue that nobody consumes waits in the log, and is delivered after a restart of its sender',
+  async (t) => {
+    for (const durability of ['process', 'disk'] as const) {
+      const dataDir = folder(t)
+      const before = await open(t, { dataDir, durability })
+      const receipt = await before.send('later', { n: 1 }, { headers: { a: 'b' } })
+      t.match(receipt, { at: 'sender', durability })
+      t.match(routeOf(before, 'later'), { pending: 1, waitingFor: 'a consumer' })
+      await before.close()
+      const sender = await open(t, { dataDir, durability, listen: ['tcp://127.0.0.1:0'] })
+      t.equal(sender.id, before.id, 'it is the same peer')
+      t.equal(await sender.outcome(receipt.id), 'pending')
+      const consumer = await open(t, { dataDir: folder(t), durability, peers: sender.endpoints })
+      const arrived = gate<Message>()
+      consumer.consume('later', (message) => arrived.open(message))
+      t.match(await within(arrived.promise, 'the delivery'), {
+        id: receipt.id,
+        body: { n: 1 },
+        headers: { a: 'b' },
+        attempt: 1,
+        redelivered: false,
+      })
+      await eventually(async () => (await sender.outcome(receipt.id)) === 'done')
+      t.match(routeOf(sender, 'later'), { accepted: 1, done: 1, pending: 0 })
+    }
+  },
+)
 
 t.test('competing consumers share a queue: each message goes to one of them', async (t) => {
   const sender = await open(t, { listen: ['tcp://127.0.0.1:0'] })
@@ -69,7 +122,10 @@ t.test('competing consumers share a queue: each message goes to one of them', as
   await hasConsumers(sender, 'shared', 3)
   for (let n = 0; n < 300; n++) await sender.send('shared', n)
   await eventually(() => seen.size === 300)
-  t.ok(counts.every((count) => count > 30), `all of them work: ${counts}`)
+  t.ok(
+    counts.every((count) => count > 30),
+    `all of them work: ${counts}`,
+  )
 })
 
 t.test('a peer consumes from its own queue', async (t) => {
@@ -93,7 +149,10 @@ t.test('a delayed message is not delivered before its time, and others pass it',
   await sender.send('q', 'past', { at: start - 1000 })
   await sender.send('q', 'now')
   await eventually(() => got.length === 4)
-  t.same(got.map(([body]) => body), ['past', 'now', 'delayed', 'at'])
+  t.same(
+    got.map(([body]) => body),
+    ['past', 'now', 'delayed', 'at'],
+  )
   t.ok(got[2]![1] - start >= 149, `after ${got[2]![1] - start} ms`)
   t.ok(got[3]![1] - start >= 219, `after ${got[3]![1] - start} ms`)
 })
@@ -178,7 +237,10 @@ t.test('an abort before a send refuses it, an abort after leaves it unknown', as
 t.test("a caller's id is accepted once: a repeat gets the first receipt", async (t) => {
   for (const dataDir of [undefined, folder(t)]) {
     const peer = await open(t, { dataDir })
-    const [first, second] = await Promise.all([peer.send('q', 'a', { id: 'payment-1' }), peer.send('q', 'a', { id: 'payment-1' })])
+    const [first, second] = await Promise.all([
+      peer.send('q', 'a', { id: 'payment-1' }),
+      peer.send('q', 'a', { id: 'payment-1' }),
+    ])
     const third = await peer.send('q', 'a', { id: 'payment-1' })
     t.same([first!.id, second!.id, third.id], ['payment-1', 'payment-1', 'payment-1'])
     t.equal(routeOf(peer, 'q')!.accepted, 1)
@@ -257,19 +319,22 @@ t.test('concurrency is honoured', async (t) => {
   t.equal(most, 7)
 })
 
-t.test('a message is as durable as was asked: a disk sender hands nothing to a lower store unless allowed', async (t) => {
-  const sender = await open(t, { dataDir: folder(t), listen: ['tcp://127.0.0.1:0'] })
-  const consumer = await open(t, { peers: sender.endpoints })
-  const got: unknown[] = []
-  consumer.consume('q', (message) => void got.push(message.body))
-  await hasConsumers(sender, 'q')
-  await sender.send('q', 'kept')
-  const receipt = await sender.send('q', 'allowed', { allowLower: true })
-  t.ok(['memory', 'disk'].includes(receipt.durability))
-  await sender.send('q', 'memory', { durability: 'memory' })
-  await eventually(() => got.length === 2)
-  await pause(50)
-  t.same(new Set(got), new Set(['allowed', 'memory']))
-  t.match(routeOf(sender, 'q'), { pending: 1, waitingFor: /class/ })
-  t.ok(isConserved(routeOf(sender, 'q')!))
-})
+t.test(
+  'a message is as durable as was asked: a disk sender hands nothing to a lower store unless allowed',
+  async (t) => {
+    const sender = await open(t, { dataDir: folder(t), listen: ['tcp://127.0.0.1:0'] })
+    const consumer = await open(t, { peers: sender.endpoints })
+    const got: unknown[] = []
+    consumer.consume('q', (message) => void got.push(message.body))
+    await hasConsumers(sender, 'q')
+    await sender.send('q', 'kept')
+    const receipt = await sender.send('q', 'allowed', { allowLower: true })
+    t.ok(['memory', 'disk'].includes(receipt.durability))
+    await sender.send('q', 'memory', { durability: 'memory' })
+    await eventually(() => got.length === 2)
+    await pause(50)
+    t.same(new Set(got), new Set(['allowed', 'memory']))
+    t.match(routeOf(sender, 'q'), { pending: 1, waitingFor: /class/ })
+    t.ok(isConserved(routeOf(sender, 'q')!))
+  },
+)

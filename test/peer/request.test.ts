@@ -5,7 +5,8 @@ t.test('a request gets its reply, whatever it is', async (t) => {
   for (const durability of ['memory', 'disk'] as const) {
     const [asker, responder] = await pair(t, durability)
     responder.respond('echo', (message) => message.body)
-    for (const body of [{ a: 1 }, [], 'text', 0, null, false, Buffer.from('bytes')]) t.same(await asker.request('echo', body, { timeoutMs: 5000 }), body)
+    for (const body of [{ a: 1 }, [], 'text', 0, null, false, Buffer.from('bytes')])
+      t.same(await asker.request('echo', body, { timeoutMs: 5000 }), body)
     t.same(await asker.request('echo', 'durable', { timeoutMs: 5000, durability }), 'durable')
   }
 })
@@ -40,10 +41,14 @@ t.test('what the responder throws, or cannot say, reaches whoever asked as REQUE
 t.test('a responder may try again before it gives up', async (t) => {
   const [asker, responder] = await pair(t)
   let tries = 0
-  responder.respond('flaky', () => {
-    if (++tries < 3) throw new Error('again')
-    return tries
-  }, { retry: { maxAttempts: 3, backoff: '5ms' } })
+  responder.respond(
+    'flaky',
+    () => {
+      if (++tries < 3) throw new Error('again')
+      return tries
+    },
+    { retry: { maxAttempts: 3, backoff: '5ms' } },
+  )
   t.equal(await asker.request('flaky', 1, { timeoutMs: 5000 }), 3)
 })
 
@@ -78,8 +83,14 @@ t.test('closing rejects the requests that wait', async (t) => {
 t.test('many requests run at once, each with its own reply', async (t) => {
   const [asker, responder] = await pair(t)
   responder.respond<number>('square', async (message) => message.body * message.body, { concurrency: 64 })
-  const replies = await within(Promise.all(Array.from({ length: 500 }, (_, n) => asker.request<number>('square', n))), 'all replies')
-  t.same(replies, Array.from({ length: 500 }, (_, n) => n * n))
+  const replies = await within(
+    Promise.all(Array.from({ length: 500 }, (_, n) => asker.request<number>('square', n))),
+    'all replies',
+  )
+  t.same(
+    replies,
+    Array.from({ length: 500 }, (_, n) => n * n),
+  )
 })
 
 t.test('responders share requests', async (t) => {
@@ -99,7 +110,11 @@ t.test('a request is pulled and answered by hand, or refused', async (t) => {
   const asking = asker.request('manual', { n: 1 }, { timeoutMs: 5000 })
   const [delivery] = await responder.pull({ request: 'manual' }, { waitMs: 5000 })
   t.match(delivery, { kind: 'request', name: 'manual', body: { n: 1 } })
-  await t.rejects(delivery!.ack(() => {}), { code: 'BODY_NOT_ENCODABLE' }, 'a reply that is none settles nothing')
+  await t.rejects(
+    delivery!.ack(() => {}),
+    { code: 'BODY_NOT_ENCODABLE' },
+    'a reply that is none settles nothing',
+  )
   await delivery!.ack({ answer: 42 })
   t.same(await asking, { answer: 42 })
   const refused = asker.request('manual', 2, { timeoutMs: 5000 })

@@ -12,10 +12,14 @@ t.test('accepted = pending + done + dead + expired, for each route, also after r
       const [sender, consumer] = await opened()
       for (const route of sender.status().routes) t.ok(isConserved(route), `round ${round}: ${JSON.stringify(route)}`)
       let seen = 0
-      consumer.consume<number>('mixed', (message) => {
-        seen++
-        if (message.body % 7 === 0) throw new Error('dead')
-      }, { retry: { maxAttempts: 1 } })
+      consumer.consume<number>(
+        'mixed',
+        (message) => {
+          seen++
+          if (message.body % 7 === 0) throw new Error('dead')
+        },
+        { retry: { maxAttempts: 1 } },
+      )
       const sending = []
       for (let n = 0; n < 200; n++) sending.push(sender.send('mixed', n))
       for (let n = 0; n < 20; n++) sending.push(sender.send('short', n, { ttlMs: 1 }), sender.send('waiting', n))
@@ -63,7 +67,15 @@ t.test('status says who is who, what is where, and why nothing moves', async (t)
   await sender.send('nobody', 1)
   await eventually(() => routeOf(sender, 'busy')!.inFlight === 1000)
   const status = sender.status()
-  t.match(status, { id: sender.id, name: 'sender', durability: 'process', state: 'open', epoch: 1, deadLetters: 0, stateLosses: [] })
+  t.match(status, {
+    id: sender.id,
+    name: 'sender',
+    durability: 'process',
+    state: 'open',
+    epoch: 1,
+    deadLetters: 0,
+    stateLosses: [],
+  })
   t.match(status.space, /^[0-9a-f]{32}$/)
   t.ok(status.storeBytes > 0 && status.storeBytes < status.quotaBytes)
   t.match(status.peers, [{ id: consumer.id, name: 'consumer', state: 'up' }])

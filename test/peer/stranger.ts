@@ -31,7 +31,15 @@ export class Stranger {
   ) {
     this.identity = identity
     const fresh = { storeId: randomBytes(16).toString('hex'), space: randomBytes(16).toString('hex') as SpaceId }
-    this.hello = { peer: identity.peerId, epoch: 1, counter: 1, name: 'stranger', durability: 'memory', ...fresh, ...hello }
+    this.hello = {
+      peer: identity.peerId,
+      epoch: 1,
+      counter: 1,
+      name: 'stranger',
+      durability: 'memory',
+      ...fresh,
+      ...hello,
+    }
   }
 
   get proofs(): Proofs {
@@ -61,7 +69,8 @@ export class Stranger {
         this.handshake = new Handshake(this.proofs, this.hello, randomBytes(32), true, connection, null)
         connection.authenticated()
         return {
-          packet: (packet) => readPacket(packet, (type, start, end) => this.#heard(packet, type, start, end, shakesHands)),
+          packet: (packet) =>
+            readPacket(packet, (type, start, end) => this.#heard(packet, type, start, end, shakesHands)),
           drained() {},
           closed: (reason) => {
             this.closedBecause = reason
@@ -80,7 +89,11 @@ export class Stranger {
 
   #heard(packet: Buffer, type: number, start: number, end: number, shakesHands: boolean): void {
     const isBinary = type === FRAME.data || type === FRAME.ack || type === FRAME.credit
-    this.said.push({ type, fields: isBinary ? [] : readControl(packet, start, end), bytes: Buffer.from(packet.subarray(start, end)) })
+    this.said.push({
+      type,
+      fields: isBinary ? [] : readControl(packet, start, end),
+      bytes: Buffer.from(packet.subarray(start, end)),
+    })
     if (!shakesHands) return
     if (type === FRAME.hello) this.handshake.receiveHello(packet, start, end, this.writer)
     else if (type === FRAME.proof) {

@@ -3,10 +3,17 @@ import type { Message, Peer } from '../../src/message.js'
 import { eventually, folder, gate, hasConsumers, isConserved, open, pause, routeOf, within } from './mesh.js'
 
 const publisher = (t: Parameters<typeof open>[0], dataDir?: string): Promise<Peer> =>
-  open(t, { name: 'publisher', listen: ['tcp://127.0.0.1:0'], ...(dataDir ? { dataDir, durability: 'process' as const } : {}) })
+  open(t, {
+    name: 'publisher',
+    listen: ['tcp://127.0.0.1:0'],
+    ...(dataDir ? { dataDir, durability: 'process' as const } : {}),
+  })
 
 /** Waits until a publisher knows so many subscriptions that match. */
-const hasRoutes = (peer: Peer, count: number): Promise<boolean> => eventually(() => peer.status().routes.filter((route) => route.kind === 'topic' && route.consumers.length > 0).length >= count)
+const hasRoutes = (peer: Peer, count: number): Promise<boolean> =>
+  eventually(
+    () => peer.status().routes.filter((route) => route.kind === 'topic' && route.consumers.length > 0).length >= count,
+  )
 
 t.test('each subscription gets what its pattern matches', async (t) => {
   const from = await publisher(t)
@@ -17,8 +24,15 @@ t.test('each subscription gets what its pattern matches', async (t) => {
     to.subscribe(pattern, (message) => void got[pattern]!.push(message.name))
   }
   await hasRoutes(from, 6)
-  const receipts = [await from.publish('order.created', 1), await from.publish('order.paid.late', 2), await from.publish('order', 3)]
-  t.same(receipts.map((receipt) => receipt.routes), [5, 2, 1])
+  const receipts = [
+    await from.publish('order.created', 1),
+    await from.publish('order.paid.late', 2),
+    await from.publish('order', 3),
+  ]
+  t.same(
+    receipts.map((receipt) => receipt.routes),
+    [5, 2, 1],
+  )
   await within(Promise.all(receipts.map((receipt) => receipt.done)), 'done')
   t.same(got, {
     'order.created': ['order.created'],
@@ -49,7 +63,11 @@ t.test('members of a group share; without a group each subscription gets them al
     peer.subscribe('news', count(`${name}/1`))
     peer.subscribe('news', count(`${name}/2`))
   }
-  await eventually(() => (routeOf(from, 'news', 'mail')?.consumers.length ?? 0) === 2 && (routeOf(from, 'news', 'audit')?.consumers.length ?? 0) === 2)
+  await eventually(
+    () =>
+      (routeOf(from, 'news', 'mail')?.consumers.length ?? 0) === 2 &&
+      (routeOf(from, 'news', 'audit')?.consumers.length ?? 0) === 2,
+  )
   await hasRoutes(from, 6)
   for (let n = 0; n < 50; n++) t.equal((await from.publish('news', n)).routes, 6)
   await eventually(() => [...counts.values()].reduce((a, b) => a + b, 0) >= 300)
@@ -150,7 +168,7 @@ t.test('unsubscribe drops a backlog on disk too', async (t) => {
   await eventually(() => routeOf(from, 'news') === undefined, 'the end of the route')
 })
 
-t.test('one publisher\'s messages reach a subscription in order, also under retries', async (t) => {
+t.test("one publisher's messages reach a subscription in order, also under retries", async (t) => {
   const from = await publisher(t)
   const to = await open(t, { peers: from.endpoints })
   const got: number[] = []
@@ -166,7 +184,10 @@ t.test('one publisher\'s messages reach a subscription in order, also under retr
   await hasRoutes(from, 1)
   for (let n = 0; n < 100; n++) await from.publish(`numbers.n${n % 7}`, n)
   await eventually(() => got.length === 100)
-  t.same(got, Array.from({ length: 100 }, (_, n) => n))
+  t.same(
+    got,
+    Array.from({ length: 100 }, (_, n) => n),
+  )
 })
 
 t.test('topics can be pulled, and a subscription is there from the first pull on', async (t) => {

@@ -4,11 +4,15 @@ import { eventually, folder, gate, open, pair, pause, routeOf, within } from './
 t.test('what a handler writes commits with the done mark, and is there after a restart', async (t) => {
   const dataDir = folder(t)
   const peer = await open(t, { dataDir, durability: 'process' })
-  peer.consume<number>('count', (message, tx) => {
-    tx.put('sum', (tx.get<number>('sum') ?? 0) + message.body)
-    tx.put(`seen/${message.body}`, { id: message.id })
-    tx.remove(`seen/${message.body - 1}`)
-  }, { concurrency: 8 })
+  peer.consume<number>(
+    'count',
+    (message, tx) => {
+      tx.put('sum', (tx.get<number>('sum') ?? 0) + message.body)
+      tx.put(`seen/${message.body}`, { id: message.id })
+      tx.remove(`seen/${message.body - 1}`)
+    },
+    { concurrency: 8 },
+  )
   let last = null
   for (let n = 1; n <= 50; n++) last = await peer.send('count', n)
   await within(last!.done, 'done')
@@ -32,8 +36,14 @@ t.test('a transaction sees its own writes, and a range is in order', async (t) =
     tx.put('bb', 1)
     t.equal(tx.get('a'), 'new')
     t.equal(tx.get('c'), undefined)
-    t.same(tx.range('a', 'd').map(({ key }) => key), ['a', 'b', 'b/1', 'bb'])
-    t.same(tx.range('a', 'd', 2), [{ key: 'a', value: 'new' }, { key: 'b', value: 'b' }])
+    t.same(
+      tx.range('a', 'd').map(({ key }) => key),
+      ['a', 'b', 'b/1', 'bb'],
+    )
+    t.same(tx.range('a', 'd', 2), [
+      { key: 'a', value: 'new' },
+      { key: 'b', value: 'b' },
+    ])
     t.same(tx.range('', '\uffff').length, 6)
   })
 })
@@ -62,15 +72,19 @@ t.test('a conflict runs the handler again without charging an attempt', async (t
   const attempts: number[] = []
   const first = gate()
   const go = gate()
-  peer.consume('q', async (message, tx) => {
-    attempts.push(message.attempt)
-    const value = tx.get('shared')
-    if (attempts.length === 1) {
-      first.open()
-      await go.promise
-    }
-    tx.put('result', value)
-  }, { retry: { maxAttempts: 1 } })
+  peer.consume(
+    'q',
+    async (message, tx) => {
+      attempts.push(message.attempt)
+      const value = tx.get('shared')
+      if (attempts.length === 1) {
+        first.open()
+        await go.promise
+      }
+      tx.put('result', value)
+    },
+    { retry: { maxAttempts: 1 } },
+  )
   const receipt = await peer.send('q', 1)
   await within(first.promise, 'the first run')
   await peer.transaction((tx) => tx.put('shared', 'newer'))
@@ -121,18 +135,26 @@ t.test('messages of a transaction leave if and only if it commits', async (t) =>
     })
     await eventually(() => got.length === 3)
     t.equal(got.filter((each) => each === 'news').length, 1)
-    t.same(got.filter((each) => each !== 'news'), [{ n: 1 }, Buffer.from('bytes')], 'as they were when they were sent')
+    t.same(
+      got.filter((each) => each !== 'news'),
+      [{ n: 1 }, Buffer.from('bytes')],
+      'as they were when they were sent',
+    )
     t.equal(await sender.transaction((tx) => tx.get('never')), undefined)
   }
 })
 
 t.test('a handler that fails sends nothing; one that is done sends once, with what it wrote', async (t) => {
   const [sender, consumer] = await pair(t, 'process')
-  consumer.consume('in', (message, tx) => {
-    tx.send('out', message.attempt)
-    tx.put('attempt', message.attempt)
-    if (message.attempt < 3) throw new Error('not yet')
-  }, { retry: { backoff: '1ms' } })
+  consumer.consume(
+    'in',
+    (message, tx) => {
+      tx.send('out', message.attempt)
+      tx.put('attempt', message.attempt)
+      if (message.attempt < 3) throw new Error('not yet')
+    },
+    { retry: { backoff: '1ms' } },
+  )
   const got: unknown[] = []
   consumer.consume('out', (message) => void got.push(message.body))
   const receipt = await sender.send('in', 1)

@@ -34,7 +34,7 @@ function correctHistory(plans: readonly Plan[]): HistoryEvent[] {
   const messages = plans.map((p, index) => ({ ...p, value: `${p.sender}-${index}` }))
   for (const { sender, value, key } of messages) {
     now++
-    recorder.add(sender, { f: 'invoke', value, queue: 'q', key })
+    recorder.add(sender, { f: 'invoke', value, queue: 'q', key, expires: true })
   }
   for (const message of messages) {
     const { sender, consumer, value, answer } = message

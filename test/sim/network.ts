@@ -589,23 +589,32 @@ export class SimTransport implements Transport {
     return this.listenSync(endpoint, accept)
   }
 
+  /** What ends the dials that are under way. */
+  readonly #dials = new Set<(error: PeerpostError) => void>()
+
   dial(endpoint: string, accept: Accept, signal: AbortSignal): Promise<void> {
     return new Promise((resolve, reject) => {
       const accepted: Accept = (connection) => {
         const events = accept(connection)
         signal.removeEventListener('abort', abort)
+        this.#dials.delete(end)
         resolve()
         return events
       }
       const failed: Fail = (error) => {
         signal.removeEventListener('abort', abort)
+        this.#dials.delete(end)
         reject(error)
       }
       const cancel = this.dialSync(endpoint, accepted, failed)
-      const abort = (): void => {
+      const end = (error: PeerpostError): void => {
         cancel()
-        reject(new PeerpostError('ABORTED', `The dial of ${endpoint} was aborted.`))
+        this.#dials.delete(end)
+        signal.removeEventListener('abort', abort)
+        reject(error)
       }
+      const abort = (): void => end(new PeerpostError('ABORTED', `The dial of ${endpoint} was aborted.`))
+      this.#dials.add(end)
       if (signal.aborted) abort()
       else signal.addEventListener('abort', abort, { once: true })
     })
@@ -618,6 +627,7 @@ export class SimTransport implements Transport {
   /** As `close`, with a callback: once every connection of this process has heard its end. */
   closeSync(done: () => void): void {
     this.#isClosed = true
+    for (const end of [...this.#dials]) end(new PeerpostError('CLOSED', 'The transport was closed.'))
     this.#network.closeAll(this.#life, done)
   }
 

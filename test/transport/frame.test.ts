@@ -2,7 +2,24 @@ import fc from 'fast-check'
 import t from 'tap'
 import { PeerpostError } from '../../src/errors.js'
 import * as check from '../../src/transport/fields.js'
-import { checkData, DATA_FLAG, data, decodeValue, encodeBody, encodeMeta, encodeValue, FRAME, PacketWriter, readAck, readControl, readCredit, readPacket, readPart, withMeta, writeData } from '../../src/transport/frame.js'
+import {
+  checkData,
+  DATA_FLAG,
+  data,
+  decodeValue,
+  encodeBody,
+  encodeMeta,
+  encodeValue,
+  FRAME,
+  PacketWriter,
+  readAck,
+  readControl,
+  readCredit,
+  readPacket,
+  readPart,
+  withMeta,
+  writeData,
+} from '../../src/transport/frame.js'
 
 const SPACE = Buffer.from('000102030405060708090a0b0c0d0e0f', 'hex')
 
@@ -33,7 +50,10 @@ t.test('no bytes make a reader throw anything but PROTOCOL_VIOLATION', async (t)
     },
   }
   for (const [name, read] of Object.entries(readers)) {
-    fc.assert(fc.property(bytes, (packet) => isTotal(() => read(packet))), { numRuns: 3000 })
+    fc.assert(
+      fc.property(bytes, (packet) => isTotal(() => read(packet))),
+      { numRuns: 3000 },
+    )
     t.pass(name)
   }
 })
@@ -45,7 +65,12 @@ t.test('a right frame with one byte changed, cut or repeated is read or refused'
   writer.control(FRAME.nack, [SPACE, 1, 2, 'retry', 1, 10, [[1, 5, 'peer', 3, 'reason']]])
   const meta = encodeMeta({ i: 'id', h: { a: 'b' }, t: 5 })
   const frame = Buffer.alloc(200)
-  const end = writeData(frame, 0, { sequence: 1, number: 1, created: 5, key: 'key', keyBytes: 3, meta, lower: false }, encodeBody({ a: 1 }))
+  const end = writeData(
+    frame,
+    0,
+    { sequence: 1, number: 1, created: 5, key: 'key', keyBytes: 3, meta, lower: false },
+    encodeBody({ a: 1 }),
+  )
   writer.data(frame, 0, end, 1, 1, 0, 0, 0)
   const [packet] = writer.take()
   const read = (bytes: Buffer): void =>
@@ -86,7 +111,8 @@ t.test('a value comes back as it went', async (t) => {
     }),
     { numRuns: 2000 },
   )
-  for (const date of [new Date(0), new Date(-1), new Date(1_700_000_000_123), new Date(8.64e15), new Date(-8.64e15)]) t.same(decodeValue(encodeValue(date)), date)
+  for (const date of [new Date(0), new Date(-1), new Date(1_700_000_000_123), new Date(8.64e15), new Date(-8.64e15)])
+    t.same(decodeValue(encodeValue(date)), date)
   const sent = JSON.parse('{"__proto__":{"polluted":1},"constructor":{"prototype":{"polluted":1}}}')
   decodeValue(encodeValue(sent))
   t.equal(({} as { polluted?: number }).polluted, undefined)
@@ -104,7 +130,8 @@ t.test('bombs are refused before they are built', async (t) => {
     'a type that is none': [0xc1],
     'two values': [0x01, 0x02],
   }
-  for (const type of [0x72, 0x78, 0x65, 0x73, 0x62, 0x70, 0x69, 0x74, 0x01]) bombs[`extension ${type}`] = [0xd4, type, 0x00]
+  for (const type of [0x72, 0x78, 0x65, 0x73, 0x62, 0x70, 0x69, 0x74, 0x01])
+    bombs[`extension ${type}`] = [0xd4, type, 0x00]
   for (const [what, bytes] of Object.entries(bombs)) {
     const start = performance.now()
     t.throws(() => decodeValue(Buffer.from(bytes)), { code: 'PROTOCOL_VIOLATION' }, what)
@@ -118,8 +145,16 @@ t.test('a packet carries its frames in order, whatever their sizes', async (t) =
       const writer = new PacketWriter()
       for (const [i, size] of sizes.entries()) writer.control(FRAME.bye, [i, Buffer.alloc(size, i)])
       const seen: unknown[][] = []
-      for (const packet of writer.take()) readPacket(packet, (_type, start, end) => void seen.push(readControl(packet, start, end)))
-      return writer.isEmpty && seen.length === sizes.length && seen.every(([i, bytes], k) => i === k && (bytes as Buffer).length === sizes[k] && (bytes as Buffer).every((byte) => byte === (k & 255)))
+      for (const packet of writer.take())
+        readPacket(packet, (_type, start, end) => void seen.push(readControl(packet, start, end)))
+      return (
+        writer.isEmpty &&
+        seen.length === sizes.length &&
+        seen.every(
+          ([i, bytes], k) =>
+            i === k && (bytes as Buffer).length === sizes[k] && (bytes as Buffer).every((byte) => byte === (k & 255)),
+        )
+      )
     }),
     { numRuns: 200 },
   )
@@ -129,17 +164,36 @@ t.test('a packet carries its frames in order, whatever their sizes', async (t) =
 t.test('a data frame keeps its key, meta and body when it is sent and when its meta changes', async (t) => {
   const frame = Buffer.alloc(300)
   const at = 17
-  const end = writeData(frame, at, { sequence: 5, number: 9, created: 1000, key: 'kéy', keyBytes: 4, meta: encodeMeta({ i: 'x', p: 9 }), lower: true }, encodeBody(['body']))
-  t.same([data.sequence(frame, at), data.number(frame, at), data.created(frame, at), data.key(frame, at)], [5, 9, 1000, 'kéy'])
+  const end = writeData(
+    frame,
+    at,
+    { sequence: 5, number: 9, created: 1000, key: 'kéy', keyBytes: 4, meta: encodeMeta({ i: 'x', p: 9 }), lower: true },
+    encodeBody(['body']),
+  )
+  t.same(
+    [data.sequence(frame, at), data.number(frame, at), data.created(frame, at), data.key(frame, at)],
+    [5, 9, 1000, 'kéy'],
+  )
   const other = withMeta(frame, at, end, { i: 'x', a: [[1, 2, 'p', 3, 'r']] })
-  t.same([data.key(other, 0), data.meta(other, 0), data.body(other, 0, other.length)], ['kéy', { i: 'x', a: [[1, 2, 'p', 3, 'r']] }, ['body']])
+  t.same(
+    [data.key(other, 0), data.meta(other, 0), data.body(other, 0, other.length)],
+    ['kéy', { i: 'x', a: [[1, 2, 'p', 3, 'r']] }, ['body']],
+  )
   const writer = new PacketWriter()
   writer.data(frame, at, end, 3, 77, 12, 4, DATA_FLAG.redelivered)
   const [packet] = writer.take()
   readPacket(packet!, (type, start, stop) => {
     t.equal(type, FRAME.data)
     checkData(packet!, start, stop)
-    t.same([data.lane(packet!, start), data.sequence(packet!, start), data.created(packet!, start), data.attempts(packet!, start)], [3, 77, 12, 4])
+    t.same(
+      [
+        data.lane(packet!, start),
+        data.sequence(packet!, start),
+        data.created(packet!, start),
+        data.attempts(packet!, start),
+      ],
+      [3, 77, 12, 4],
+    )
     t.ok((data.flags(packet!, start) & DATA_FLAG.redelivered) !== 0)
     t.same(data.body(packet!, start, stop), ['body'])
   })
@@ -147,10 +201,13 @@ t.test('a data frame keeps its key, meta and body when it is sent and when its m
 })
 
 t.test('many ranges are cut into frames that can be read', async (t) => {
-  const ends = Array.from({ length: 20_000 }, (_, i) => i * 2 + 1 + (i % 2 === 1 ? -1 : 0)).map((_, i) => 1 + Math.floor(i / 2) * 3 + (i % 2))
+  const ends = Array.from({ length: 20_000 }, (_, i) => i * 2 + 1 + (i % 2 === 1 ? -1 : 0)).map(
+    (_, i) => 1 + Math.floor(i / 2) * 3 + (i % 2),
+  )
   const writer = new PacketWriter()
   writer.ack(SPACE, 1, 2, ends)
   const seen: number[] = []
-  for (const packet of writer.take()) readPacket(packet, (_type, start, end) => void seen.push(...readAck(packet, start, end).ends))
+  for (const packet of writer.take())
+    readPacket(packet, (_type, start, end) => void seen.push(...readAck(packet, start, end).ends))
   t.same(seen, ends)
 })
