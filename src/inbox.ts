@@ -344,8 +344,8 @@ export class Inbox {
       lane.attempts.delete(sequence)
       if (row) this.#changes.push(rows.remove(rows.attemptKey(lane.space, lane.route, sequence)))
     }
-    if (lane.dead.intervals > 0) lane.dead = new IntervalSet(lane.dead.within(through + 1, Number.MAX_SAFE_INTEGER))
-    if (lane.expired.intervals > 0) lane.expired = new IntervalSet(lane.expired.within(through + 1, Number.MAX_SAFE_INTEGER))
+    lane.dead = unfinished(lane.dead, through, exceptions)
+    lane.expired = unfinished(lane.expired, through, exceptions)
     if (before !== lane.done.intervals) this.touch(lane)
   }
 
@@ -469,6 +469,14 @@ export class Inbox {
     lane.attempts.set(sequence, charged)
     this.#changes.push(rows.put(rows.attemptKey(space, route, sequence), charged))
   }
+}
+
+/** Of a set, what its sender does not call finished: how that ended has still to be told. */
+function unfinished(set: IntervalSet, through: number, exceptions: readonly number[]): IntervalSet {
+  if (set.intervals === 0) return set
+  const kept = new IntervalSet(set.within(through + 1, Number.MAX_SAFE_INTEGER))
+  for (const sequence of exceptions) if (set.has(sequence)) kept.addRange(sequence, sequence)
+  return kept
 }
 
 const laneName = (space: string, route: number): string => `${space}/${route}`

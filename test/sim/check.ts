@@ -508,9 +508,11 @@ function checkOrder(run: Check): void {
     const [invoke] = fate.invokes
     const { t, f: how } = first
     const seen = { fate, t, commit: first.commit, how }
+    // Memory-class messages are a line of their own (rule P15).
+    const line = fate.oks[0]?.class === 'memory' ? 'memory' : 'store'
     // A repeated send may have taken the place of its repetition.
     if (fate.invokes.length === 1 && invoke!.key !== undefined && !invoke!.delayed)
-      add(`${invoke!.p} ${run.era(invoke!.p, invoke!.t)} ${invoke!.queue} ${invoke!.key}`, {
+      add(`${invoke!.p} ${run.era(invoke!.p, invoke!.t)} ${line} ${invoke!.queue} ${invoke!.key}`, {
         ...seen,
         place: invoke!.n,
         minor: 0,

@@ -78,8 +78,8 @@ export const MARKS = [
   'warning FULL',
   'expired',
   'dead',
-  'dead letter withdrawn',
   'write elided',
+  'spilled and read again',
   'ran alone after a crash',
   'died by kill',
   'died by power',
@@ -93,7 +93,7 @@ export const MARKS = [
 ] as const
 
 /** Seen in longer hunts only, or by tests of their own. */
-export const RARE_MARKS = ['FENCED', 'DUPLICATE_IDENTITY', 'STALE_ROUTE', 'spilled and read again'] as const
+export const RARE_MARKS = ['dead letter withdrawn', 'FENCED', 'DUPLICATE_IDENTITY', 'STALE_ROUTE'] as const
 
 /** A table for people: each mark, how often it was come past, and in how many seeds. */
 export function* markTable({ times, inSeeds, count }: SeedRun): Iterable<string> {
