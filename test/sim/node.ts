@@ -117,7 +117,8 @@ class CoreNode implements SimNode {
       const { code, message } = args[0] as PeerEvents['warning'][0]
       this.#seat.mark(`warning ${code}`)
       // No simulated peer lies: a frame that another one refuses is a fault of ours, unless a rule is off.
-      if (code === 'PROTOCOL_VIOLATION' && Object.values(this.#rules).every(Boolean)) throw new Error(`${this.#seat.name}: ${message}`)
+      if (code === 'PROTOCOL_VIOLATION' && Object.values(this.#rules).every(Boolean))
+        throw new Error(`${this.#seat.name}: ${message}`)
     }
     if (event === 'failed') this.#seat.failed((args[0] as Error).message)
     if (event === 'stateLoss') {

@@ -331,7 +331,8 @@ class World {
 
   /** Counts a call into a seam; the one that the options name goes wrong. */
   #called(machine: Machine, call: SeamCall): Death | null {
-    const number = (machine.calls[call] = (machine.calls[call] ?? 0) + 1)
+    const number = (machine.calls[call] ?? 0) + 1
+    machine.calls[call] = number
     const { strike } = this.#options
     if (strike?.node !== machine.options.name || strike.call !== call || strike.number !== number) return null
     const { what } = strike
