@@ -1,5 +1,5 @@
 /** Dead letters of this peer: what was given up on here, with payload and history. Found, put back, or let go. */
-import type { Entry } from './lane.js'
+import type { Entry } from './route.js'
 import type { Change, Log } from './log/log.js'
 import * as rows from './log/rows.js'
 import type { DeadLetter, DeadLetterFilter, PeerId } from './message.js'

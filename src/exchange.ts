@@ -5,7 +5,7 @@
 import type { Clock } from './clock.js'
 import { freshAccount, type Held } from './hold.js'
 import type { Inbox } from './inbox.js'
-import { RemoteConsumer } from './lane.js'
+import { RemoteConsumer } from './route.js'
 import type { LinkConnection } from './link.js'
 import { DURABILITY_RANK } from './log/log.js'
 import type { PeerId, SpaceId } from './message.js'
@@ -77,23 +77,32 @@ export class Exchange {
   #control(link: LinkConnection, type: number, fields: unknown[]): void {
     switch (type) {
       case FRAME.lane:
-        return this.#lane(link, fields)
+        this.#lane(link, fields)
+        break
       case FRAME.nack:
-        return this.#nack(link, fields)
+        this.#nack(link, fields)
+        break
       case FRAME.consume:
-        return this.#consume(link, fields)
+        this.#consume(link, fields)
+        break
       case FRAME.unconsume:
-        return this.#unconsume(link, fields)
+        this.#unconsume(link, fields)
+        break
       case FRAME.subscribed:
-        return this.events.confirmed(check.u32(fields[0]))
+        this.events.confirmed(check.u32(fields[0]))
+        break
       case FRAME.resume:
-        return this.#resume(link, fields)
+        this.#resume(link, fields)
+        break
       case FRAME.resumed:
-        return this.#resumed(link, fields)
+        this.#resumed(link, fields)
+        break
       case FRAME.progress:
-        return this.#progress(link, fields)
+        this.#progress(link, fields)
+        break
       case FRAME.withdraw:
-        return this.#withdraw(link, fields)
+        this.#withdraw(link, fields)
+        break
       default:
         // A newer peer may know more frames: within one protocol version they may be passed over.
         if (type < 64) throw violation(`frame type ${type} is unknown`)
@@ -267,7 +276,7 @@ export class Exchange {
   }
 
   announce(link: LinkConnection, consumer: Parameters<Inbox['creditFor']>[0]): void {
-    const { inbox, outbox } = this.machines()
+    const { outbox } = this.machines()
     if (link.announced.has(consumer.number)) return
     link.announced.add(consumer.number)
     const { kind, name, group, owner, order, durable } = consumer

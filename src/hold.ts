@@ -244,3 +244,15 @@ export class LocalConsumer {
     return undefined
   }
 }
+
+/** A lane as one connection numbers it. */
+export interface ConnectionLane {
+  readonly lane: InLane | null
+  readonly isFinished: boolean
+  readonly isStale: boolean
+  readonly kind: DestinationKind
+  readonly name: string
+  readonly group: string
+  readonly owner: string
+  consumer: LocalConsumer | null
+}

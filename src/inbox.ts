@@ -3,7 +3,7 @@
  * The receiver's dedup side, as a pure machine: drops what was done before, holds what waits for its key or its handler,
  * gives credit, and answers RESUME.
  */
-import { freshAccount, Held, InKey, InLane, type KnownAttempt, LocalConsumer, remainingMs } from './hold.js'
+import { type ConnectionLane, freshAccount, Held, InKey, InLane, type KnownAttempt, LocalConsumer, remainingMs } from './hold.js'
 import { IntervalSet } from './interval.js'
 import type { Change } from './log/log.js'
 import * as rows from './log/rows.js'
@@ -36,18 +36,6 @@ export type Verdict =
   | 'exhausted'
   /** An operator forgot its space. */
   | 'stale'
-
-/** A lane as one connection numbers it. */
-export interface ConnectionLane {
-  readonly lane: InLane | null
-  readonly isFinished: boolean
-  readonly isStale: boolean
-  readonly kind: DestinationKind
-  readonly name: string
-  readonly group: string
-  readonly owner: string
-  consumer: LocalConsumer | null
-}
 
 export class Inbox {
   readonly consumers = new Map<string, LocalConsumer>()

@@ -4,11 +4,11 @@
  * the judgement of what the other's store remembers, heartbeats, and which connection counts.
  */
 import { PeerpostError } from './errors.js'
-import type { ConnectionLane } from './inbox.js'
-import type { Carrier, Lane, RemoteConsumer } from './lane.js'
+import type { ConnectionLane } from './hold.js'
 import type { Durability } from './log/log.js'
 import type { LineageEntry, PeerRow } from './log/rows.js'
 import type { PeerId, SpaceId, StateLoss } from './message.js'
+import type { Carrier, Lane, RemoteConsumer } from './route.js'
 import type { Rules } from './rules.js'
 import { FRAME, PacketWriter, PROTOCOL_VERSION, readControl, violation } from './transport/frame.js'
 import type { Connection } from './transport/transport.js'

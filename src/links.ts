@@ -369,14 +369,40 @@ export class Links {
     }
   }
 
-  /** A link to the peer itself, so that what it sends to its own queues takes the same path. */
-  adoptSelf(link: LinkConnection): void {
+  /** A link to the peer itself, so that what it sends to its own queues takes the same path: its frames stay in memory. */
+  linkSelf(hello: Hello): void {
+    const { clock } = this
+    const packets: Buffer[] = []
+    const link: LinkConnection = new LinkConnection(
+      {
+        remoteAddress: 'self',
+        encrypted: true,
+        binding: Buffer.alloc(0),
+        provenPeer: null,
+        send: (packet) => {
+          packets.push(packet)
+          if (packets.length === 1)
+            clock.defer(() => {
+              for (const next of packets.splice(0)) this.#receiveSelf(link, next)
+            })
+          return true
+        },
+        authenticated() {},
+        close() {},
+        destroy() {},
+      },
+      true,
+      null,
+    )
+    link.isSelf = true
+    link.state = 'up'
+    link.hello = hello
     this.#open.add(link)
     this.up.set(link.peer, link)
     this.events.up(link)
   }
 
-  receiveSelf(link: LinkConnection, packet: Buffer): void {
+  #receiveSelf(link: LinkConnection, packet: Buffer): void {
     if (this.#open.has(link)) this.#packet(link, packet)
   }
 

@@ -1,9 +1,8 @@
 /** What is where, for people: status, the outcome of a message, its story. Reads the machines and the log, changes nothing. */
-import type { Lane } from './lane.js'
 import * as rows from './log/rows.js'
 import type { Explanation, OutcomeAnswer, PeerId, RouteStatus, Status } from './message.js'
 import { Outbox } from './outbox.js'
-import type { Route } from './route.js'
+import type { Lane, Route } from './route.js'
 import { data } from './transport/frame.js'
 import { findLetters } from './deadletter.js'
 import type { Turn } from './turn.js'

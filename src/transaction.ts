@@ -5,7 +5,7 @@
  */
 import type { Change } from './log/log.js'
 import * as rows from './log/rows.js'
-import type { Draft } from './outbox.js'
+import type { Draft } from './backlog.js'
 
 export interface TxSend {
   readonly kind: 'send' | 'publish'

@@ -10,18 +10,19 @@ import { refusedLetter } from './deadletter.js'
 import { Exchange } from './exchange.js'
 import { Handlers } from './handler.js'
 import type { Held, LocalConsumer, Taker } from './hold.js'
-import type { Sent } from './lane.js'
-import { type Hello, knowsPair, LinkConnection, type Proofs, type Remembered } from './link.js'
+import { Incarnations } from './incarnation.js'
+import type { Sent } from './sent.js'
+import type { LinkConnection, Proofs } from './link.js'
 import { Links, type Network } from './links.js'
 import type { Change, CommitResult, Durability, Log } from './log/log.js'
 import * as rows from './log/rows.js'
 import type { DestinationKind, PeerEvents, PeerId, SpaceId, StateLoss } from './message.js'
 import { LIMITS, type Limits } from './options.js'
-import type { Draft } from './outbox.js'
+import type { Draft } from './backlog.js'
 import type { Route } from './route.js'
-import { openStore, type Opened } from './restore.js'
+import { type Opened, openStore } from './restore.js'
 import type { Rules } from './rules.js'
-import { State, type TxBuffer } from './transaction.js'
+import { State } from './transaction.js'
 import { FRAME } from './transport/frame.js'
 
 export interface TurnOptions {
@@ -43,7 +44,9 @@ interface RunningCommit {
   readonly commit: number
   readonly stateVersion: number
   readonly waiters: ReadonlyArray<() => void>
-  readonly since: number
+  since: number
+  /** Handed to the log and not answered; between two tries of a full store it is not. */
+  isWithLog: boolean
 }
 
 /** Rows that nobody waits for are written so much later, unless a batch takes them along. */
@@ -54,17 +57,13 @@ const FULL_RETRY_MS = 250
 /** So long a turn may start handlers before it tells what is done. */
 const START_MS = 1
 const LOAD_MESSAGES = 1024
-const JUMP_WINDOW_MS = 60_000
-/** A jump goes so far that the pairs which other peers remember of the same lost time lie below it too. */
-const JUMP_EPOCHS = 1024
-/** An honest store never comes near: it counts one for each start. */
-const EPOCH_MAX = 0x7fffffff
 
 export class Turn {
   readonly handlers = new Handlers()
   readonly links: Links
   readonly exchange: Exchange
   readonly state: State
+  readonly incarnations = new Incarnations(this)
   store!: Opened
   commitNumber = 0
   /** The error of a fail-stop (G9). */
@@ -76,15 +75,12 @@ export class Turn {
   #committing: RunningCommit | null = null
   #changes: Change[] = []
   #waiters: Array<() => void> = []
-  #dirtyPeers = new Set<PeerId>()
   #timer: Cancel | null = null
   #timerAt = Number.POSITIVE_INFINITY
   #lazyAt = Number.POSITIVE_INFINITY
   #nextBeat = 0
-  #lastJump = Number.NEGATIVE_INFINITY
   #lossSerial = 0
   #openedAt = 0
-  #isJumping = false
   #isBeat = false
   /** Nothing is put off any more. */
   #isDraining = false
@@ -96,7 +92,7 @@ export class Turn {
     const { clock, proofs, network, limits, rules, log } = options
     this.state = new State(log, rules.checkReads)
     this.exchange = new Exchange(clock, limits, () => this.store, {
-      commitTold: (peer, commit) => this.#commitTold(peer, commit),
+      commitTold: (peer, commit) => this.incarnations.commitTold(peer, commit),
       overdue: (held, verdict) => this.#overdue(held, verdict),
       withdraw: (space, route, sequence) => this.#withdraw(space, route, sequence),
       stale: (peer) => this.report('STALE_ROUTE', peer, 'messages of a space that it has forgotten are dead letters here'),
@@ -124,43 +120,17 @@ export class Turn {
       this.commitNumber = opened.commit
       this.#openedAt = clock.now()
       this.#isOpen = true
-      this.#linkSelf()
+      this.linkSelf()
       this.#nextBeat = clock.now() + limits.heartbeatMs
       this.schedule()
       done(null)
     })
   }
 
-  /** The peer to itself: the same frames, handed over in memory. */
-  #linkSelf(): void {
-    const { clock, proofs, name, storeId, durability } = this.options
-    const packets: Buffer[] = []
-    const link: LinkConnection = new LinkConnection(
-      {
-        remoteAddress: 'self',
-        encrypted: true,
-        binding: Buffer.alloc(0),
-        provenPeer: null,
-        send(packet) {
-          packets.push(packet)
-          if (packets.length === 1)
-            clock.defer(() => {
-              for (const next of packets.splice(0)) links.receiveSelf(link, next)
-            })
-          return true
-        },
-        authenticated() {},
-        close() {},
-        destroy() {},
-      },
-      true,
-      null,
-    )
-    const links = this.links
-    link.isSelf = true
-    link.state = 'up'
-    link.hello = { peer: proofs.peerId, storeId, epoch: this.store.epoch, space: this.store.space, counter: 0, name, durability }
-    links.adoptSelf(link)
+  /** The peer is linked to itself, as the incarnation that it is now. */
+  linkSelf(): void {
+    const { proofs, name, storeId, durability } = this.options
+    this.links.linkSelf({ peer: proofs.peerId, storeId, epoch: this.store.epoch, space: this.store.space, counter: 0, name, durability })
   }
 
   /** Everything stops at once, as if the process had died: nothing is sent, written or told any more. */
@@ -391,7 +361,7 @@ export class Turn {
     if (outbox.nextDue <= now)
       for (const peer of outbox.tick(now)) this.options.emit('warning', { code: 'FAILOVER', message: `${peer} has been away for too long: what it had may run elsewhere, marked as redelivered.` })
     if (this.handlers.nextDue <= now) for (const held of this.handlers.tick(now)) this.#leaseLost(held)
-    if (this.#committing && now - this.#committing.since >= this.options.limits.commitTimeoutMs && !this.#isFull)
+    if (this.#committing?.isWithLog && now - this.#committing.since >= this.options.limits.commitTimeoutMs)
       throw new PeerpostError('FAILED', `A commit did not end within ${this.options.limits.commitTimeoutMs} ms. Check the disk, then start the peer again.`)
     if (now < this.#nextBeat) return
     this.#nextBeat = now + this.options.limits.heartbeatMs
@@ -496,22 +466,24 @@ export class Turn {
     outbox.collect(batch, now)
     settle.collect(batch)
     inbox.collect(batch)
-    for (const peer of this.#dirtyPeers) batch.push(rows.put(rows.peerKey(peer), this.store.peers.get(peer)))
-    this.#dirtyPeers.clear()
+    this.incarnations.collect(batch)
     const commit = this.commitNumber + 1
     batch.push(rows.put(rows.COMMIT_KEY, [commit, this.openMs]))
-    this.#committing = { batch, commit, stateVersion: this.state.version, waiters: this.#waiters, since: now }
+    this.#committing = { batch, commit, stateVersion: this.state.version, waiters: this.#waiters, since: now, isWithLog: false }
     this.#waiters = []
     this.#send()
   }
 
   #send(): void {
     const running = this.#committing!
+    running.since = this.options.clock.now()
+    running.isWithLog = true
     this.options.log.commit(running.batch, (result) => this.#guard(() => this.#committed(running, result)))
   }
 
   #committed(running: RunningCommit, result: CommitResult): void {
     const { clock } = this.options
+    running.isWithLog = false
     if (result.kind === 'failed') throw new PeerpostError('FAILED', `The store failed: ${result.reason}. What was not confirmed is unknown; start the peer again.`)
     if (result.kind === 'full') {
       if (!this.#isFull) this.options.emit('warning', { code: 'FULL', message: `The store has no room (${result.reason}). Sending waits; free some space.` })
@@ -590,7 +562,7 @@ export class Turn {
         return { hello: { peer: proofs.peerId, storeId, epoch, space, name, durability }, lineage, commit: this.commitNumber }
       },
       remembered: (peer) => this.store.peers.get(peer),
-      accepted: (hello, loss, done) => this.#accepted(hello, loss, done),
+      accepted: (hello, loss, done) => this.incarnations.accepted(hello, loss, done),
       up: (link) => {
         this.exchange.greet(link)
         this.schedule()
@@ -603,7 +575,7 @@ export class Turn {
           this.store.outbox.wake(link)
           this.schedule()
         }),
-      fenced: (verdict, pair, peer) => this.#fenced(verdict, pair, peer),
+      fenced: (verdict, pair, peer) => this.incarnations.fenced(verdict, pair, peer),
       changed: (status) => this.options.emit('link', status),
       broken: (error) => this.fail(error),
       refused: (code, message) => this.options.emit('warning', { code, message }),
@@ -620,78 +592,6 @@ export class Turn {
     this.schedule()
   }
 
-  /** Rule P10: the incarnation of a peer that is accepted is durable before the first answer. */
-  #accepted(hello: Hello, loss: StateLoss['verdict'] | null, done: () => void): void {
-    const row = this.store.peers.get(hello.peer)
-    if (loss !== null) this.report(loss, hello.peer, `epoch ${row?.epoch ?? 0} after commit ${row?.commit ?? 0} of its store; what it had not settled is sent again`)
-    if (row && row.space === hello.space && row.storeId === hello.storeId) {
-      done()
-      return
-    }
-    const earlier = row && row.storeId === hello.storeId ? [...row.earlier, row.space].slice(-16) : []
-    const fresh: rows.PeerRow = { storeId: hello.storeId, epoch: hello.epoch, space: hello.space, commit: 0, earlier, floor: this.store.inbox.floorOf(hello.peer) }
-    this.store.peers.set(hello.peer, fresh)
-    this.#dirtyPeers.add(hello.peer)
-    if (this.options.rules.incarnationFirst) this.afterCommit(done)
-    else done()
-  }
-
-  #commitTold(peer: PeerId, commit: number): void {
-    const row = this.store.peers.get(peer)
-    if (!row || commit <= row.commit) return
-    this.store.peers.set(peer, { ...row, commit })
-    this.#dirtyPeers.add(peer)
-  }
-
-  /** Another peer says that this store is not what it was. */
-  #fenced(verdict: 'FENCED' | 'DUPLICATE_IDENTITY' | 'ROLLBACK', pair: Remembered | null, peer: PeerId): void {
-    const now = this.options.clock.now()
-    if (!this.#isPlausible(verdict, pair)) {
-      this.options.emit('warning', { code: 'PROTOCOL_VIOLATION', message: `${peer} says that this store was superseded, and cannot be right. Its word is ignored.` })
-      return
-    }
-    // Several connections may say the same before the jump is done; what it jumps over is then behind.
-    if (verdict === 'ROLLBACK' && pair !== null && (this.#isJumping || pair.epoch < this.store.epoch)) return
-    if (verdict !== 'ROLLBACK' || pair === null || now - this.#lastJump < JUMP_WINDOW_MS) {
-      const code = verdict === 'FENCED' ? 'FENCED' : 'DUPLICATE_IDENTITY'
-      this.report(code, peer, 'another process runs, or ran later, with this identity')
-      this.fail(new PeerpostError(code, `${peer} knows a later incarnation of this peer: another process uses this identity. Stop one of them; to recover a restored store, start it again.`))
-      return
-    }
-    this.#lastJump = now
-    this.report('SENDER_ROLLBACK', peer, `this store ended before commit ${pair.commit} of epoch ${pair.epoch}: it was restored from a backup`)
-    this.#reincarnate(pair)
-  }
-
-  /** Can a peer have accepted a later incarnation of this very store? A liar must not stop it, or use up its epochs. */
-  #isPlausible(verdict: 'FENCED' | 'DUPLICATE_IDENTITY' | 'ROLLBACK', pair: Remembered | null): boolean {
-    if (verdict === 'DUPLICATE_IDENTITY') return true
-    if (pair === null || pair.storeId !== this.options.storeId || pair.epoch > EPOCH_MAX) return false
-    return !knowsPair(this.store.lineage, this.commitNumber, pair, pair.storeId)
-  }
-
-  /**
-   * Rule P9: this store was rolled back. It jumps over what others have accepted, with a new space, and goes on. What is
-   * in memory stays; only who we are changes, and no link is up until that is durable.
-   */
-  #reincarnate(pair: Remembered): void {
-    const { store } = this
-    this.#isJumping = true
-    this.links.restart()
-    const { lineage } = store
-    lineage[lineage.length - 1]!.last = this.commitNumber + (this.#committing ? 1 : 0)
-    lineage.push({ epoch: pair.epoch, space: pair.space, last: pair.commit, isLost: true })
-    store.epoch = pair.epoch + JUMP_EPOCHS
-    store.space = this.options.clock.randomBytes(16).toString('hex') as SpaceId
-    lineage.push({ epoch: store.epoch, space: store.space, last: null })
-    store.outbox.reincarnate({ epoch: store.epoch, space: store.space })
-    this.commit([rows.put(rows.LINEAGE_KEY, lineage)], () => {
-      this.#isJumping = false
-      this.links.resume()
-      this.#linkSelf()
-    })
-  }
-
   /** Something was lost, restored or cloned: never silent (G8). */
   report(verdict: StateLoss['verdict'], peer: PeerId, range: string): void {
     const loss: StateLoss = { verdict, peer, range, at: this.options.clock.wall() }
@@ -699,6 +599,11 @@ export class Turn {
     this.#changes.push(rows.put(rows.stateLossKey(loss.at, this.#lossSerial++), loss))
     this.options.emit('stateLoss', loss)
     this.schedule()
+  }
+
+  /** The last commit that was begun. */
+  get begunCommit(): number {
+    return this.commitNumber + (this.#committing ? 1 : 0)
   }
 
   /** The consumer of a kind and name here, or undefined. */

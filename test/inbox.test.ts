@@ -1,6 +1,6 @@
 import t from 'tap'
-import type { LocalConsumer } from '../src/hold.js'
-import { type ConnectionLane, Inbox } from '../src/inbox.js'
+import type { ConnectionLane, LocalConsumer } from '../src/hold.js'
+import { Inbox } from '../src/inbox.js'
 import type { PeerId, SpaceId } from '../src/message.js'
 import { LIMITS, type Limits } from '../src/options.js'
 import { ALL_RULES } from '../src/rules.js'

@@ -1,10 +1,10 @@
 import t from 'tap'
-import { type Carrier, RemoteConsumer, type Sent } from '../src/lane.js'
 import type { Change, Durability } from '../src/log/log.js'
 import type { PeerId, SpaceId } from '../src/message.js'
 import { LIMITS, type Limits } from '../src/options.js'
 import { Outbox } from '../src/outbox.js'
-import type { Route } from '../src/route.js'
+import { type Carrier, RemoteConsumer, type Route } from '../src/route.js'
+import type { Sent } from '../src/sent.js'
 import { ALL_RULES } from '../src/rules.js'
 import { data, encodeBody, FRAME, PacketWriter, readPacket } from '../src/transport/frame.js'
 

@@ -2,7 +2,7 @@
  * What a user installs: the packed tarball, outside the clone, without development dependencies and install scripts.
  */
 import { execFileSync, spawnSync } from 'node:child_process'
-import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, realpathSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -36,6 +36,19 @@ export async function use(): Promise<Receipt> {
   return peer.send('q', { order: 1 })
 }`
 
+/** Who writes an adapter: tap is theirs, the suites are ours. */
+const ADAPTER = `import { mkdtempSync, rmSync } from 'node:fs'
+import { openLmdbLog } from 'peerpost/log/lmdb'
+import { type LogUnderTest, logSuite, systemClock, type TransportFactory, transportSuite } from 'peerpost/testing'
+import t, { type Test } from 'tap'
+export const ofTransport = (t: Test, factory: TransportFactory): void => transportSuite(t, 'mine', factory)
+async function make(): Promise<LogUnderTest> {
+  const dir = mkdtempSync('log-')
+  const { log } = await openLmdbLog({ dir, durability: 'process', quotaBytes: 64 * 1024 * 1024, clock: systemClock })
+  return { log, dispose: async () => { await log.close(); rmSync(dir, { recursive: true }) } }
+}
+t.test('the log', (t) => logSuite(t, 'mine', make))`
+
 const npm = (folder: string, ...args: string[]): string =>
   execFileSync('npm', [...args, '--ignore-scripts', '--no-audit', '--no-fund'], {
     cwd: folder,
@@ -53,6 +66,25 @@ function loadedBy(folder: string, module: string): Set<string> {
   })
   const paths = readFileSync(loaded, 'utf8').split('\n')
   return new Set(paths.flatMap((path) => /.*\/node_modules\/((?:@[^/]+\/)?[^/]+)/.exec(path)?.[1] ?? []))
+}
+
+/** What a strict compiler finds in a file of the user, and in the types of the package. */
+function faultsOf(file: string): string[] {
+  const { NodeNext } = ts.ModuleKind
+  const program = ts.createProgram([file], {
+    strict: true,
+    noEmit: true,
+    module: NodeNext,
+    moduleResolution: ts.ModuleResolutionKind.NodeNext,
+    target: ts.ScriptTarget.ES2022,
+    lib: ['lib.es2023.d.ts', 'lib.esnext.disposable.d.ts'],
+    types: ['node'],
+    typeRoots: [join(ROOT, 'node_modules/@types')],
+  })
+  return ts
+    .getPreEmitDiagnostics(program)
+    .filter((fault) => !fault.file?.fileName.startsWith(realpathSync(join(ROOT, 'node_modules'))))
+    .map((fault) => `${fault.file?.fileName ?? ''}: ${ts.flattenDiagnosticMessageText(fault.messageText, ' ')}`)
 }
 
 const ready = existsSync(join(ROOT, 'src/index.ts'))
@@ -121,21 +153,7 @@ t.test('import peerpost loads nothing that a plain peer does not need', skip, as
 t.test('the types hold for a strict consumer', skip, async (t) => {
   const file = join(folder, 'consumer.ts')
   writeFileSync(file, CONSUMER)
-  const { NodeNext } = ts.ModuleKind
-  const program = ts.createProgram([file], {
-    strict: true,
-    noEmit: true,
-    module: NodeNext,
-    moduleResolution: ts.ModuleResolutionKind.NodeNext,
-    target: ts.ScriptTarget.ES2022,
-    lib: ['lib.es2023.d.ts', 'lib.esnext.disposable.d.ts'],
-    types: ['node'],
-    typeRoots: [join(ROOT, 'node_modules/@types')],
-  })
-  const faults = ts
-    .getPreEmitDiagnostics(program)
-    .map((fault) => `${fault.file?.fileName ?? ''}: ${ts.flattenDiagnosticMessageText(fault.messageText, ' ')}`)
-  t.same(faults, [])
+  t.same(faultsOf(file), [])
 })
 
 t.test('examples/embed runs against the installed package', skip, async (t) => {
@@ -151,4 +169,17 @@ t.test('examples/embed runs against the installed package', skip, async (t) => {
   t.match(stdout, /stored: disk/)
   t.match(stdout, /outcome: done/)
   t.ok(existsSync(join(folder, 'data')), 'the store is where the option says')
+})
+
+t.test('peerpost/testing serves who has tap of their own', skip, async (t) => {
+  symlinkSync(realpathSync(join(ROOT, 'node_modules/tap')), join(folder, 'node_modules/tap'))
+  const file = join(folder, 'adapter.ts')
+  writeFileSync(file, ADAPTER)
+  t.same(faultsOf(file), [], 'the types hold')
+  const { module, target } = { module: ts.ModuleKind.ESNext, target: ts.ScriptTarget.ES2022 }
+  const { outputText } = ts.transpileModule(ADAPTER, { compilerOptions: { module, target } })
+  writeFileSync(join(folder, 'adapter.js'), outputText)
+  const { status, stdout } = spawnSync(process.execPath, ['adapter.js'], { cwd: folder, encoding: 'utf8' })
+  t.equal(status, 0, 'the suite passes', { stdout })
+  t.match(stdout, /mine: commits/)
 })

@@ -1,5 +1,5 @@
 import t from 'tap'
-import type { Entry } from '../src/lane.js'
+import type { Entry } from '../src/route.js'
 import { Unwritten } from '../src/unwritten.js'
 
 /** As much of an entry as the decision looks at. */

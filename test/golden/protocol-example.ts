@@ -178,6 +178,11 @@ function ackExample(): Example {
 /** One conversation: the dialer sends to a queue that the listener consumes. */
 export function examples(): Example[] {
   const space = Buffer.from(DIALER_SPACE, 'hex')
+  return [...openingExamples(space), ...deliveryExamples(space)]
+}
+
+/** Until the link is up, and each side has said what it takes and what it has. */
+function openingExamples(space: Buffer): Example[] {
   return [
     helloExample('dialer', DIALER_HELLO),
     helloExample('listener', LISTENER_HELLO),
@@ -212,6 +217,12 @@ export function examples(): Example[] {
       [[[space, 1, [1, 3], [], [4], []]]],
       ['one answer: [space, route 1, done 1 to 3, none dead, 4 is running, none expired]'],
     ),
+  ]
+}
+
+/** From the first credit to the end. */
+function deliveryExamples(space: Buffer): Example[] {
+  return [
     cut(
       'credit',
       written((writer) => writer.credit(2, 1000, 8 * 1024 * 1024)),

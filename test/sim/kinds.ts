@@ -3,7 +3,7 @@
 import { core } from './node.js'
 import { EVERYTHING, type ProfileLimits } from './profile.js'
 import { toy } from './toy.js'
-import type { NodeKind } from './world.js'
+import type { NodeKind } from './seat.js'
 
 /** The toy knows one consumer for a queue, no lower class, and nothing of stores that go back in time. */
 export const TOY_LIMITS: ProfileLimits = {

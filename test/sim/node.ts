@@ -5,7 +5,7 @@
 
 import { PeerpostError } from '../../src/errors.js'
 import type { Held } from '../../src/hold.js'
-import type { Sent } from '../../src/lane.js'
+import type { Sent } from '../../src/sent.js'
 import type { Proofs } from '../../src/link.js'
 import type { Log } from '../../src/log/log.js'
 import * as rows from '../../src/log/rows.js'
@@ -29,7 +29,7 @@ import type {
   SimMessage,
   SimNode,
   SimTx,
-} from './world.js'
+} from './seat.js'
 
 const peerOf = (name: string): PeerId => `peer-${name}` as PeerId
 const nameOf = (peer: string): string => peer.replace(/^peer-/, '')

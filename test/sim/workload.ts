@@ -7,7 +7,7 @@ import type { Effect, NewEvent, Recorder } from './history.js'
 import type { Kernel, Life } from './kernel.js'
 import type { RunOptions } from './profile.js'
 import type { Rng } from './random.js'
-import type { SendAnswer, Settlement, SimDelivery, SimMessage, SimNode, SimTx } from './world.js'
+import type { SendAnswer, Settlement, SimDelivery, SimMessage, SimNode, SimTx } from './seat.js'
 
 /** A node as the workload sees it: null while it is down. */
 interface Sender {

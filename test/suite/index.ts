@@ -1,0 +1,10 @@
+/**
+ * What `peerpost/testing` offers who writes an adapter: the acceptance suites of the two seams, and the contracts that
+ * they hold an adapter to. They run in the tests of tap, which the adapter's own project brings along: nothing here
+ * loads it.
+ */
+export { type Cancel, type Clock, systemClock } from '../../src/clock.js'
+export type { Change, CommitResult, Log } from '../../src/log/log.js'
+export type { Accept, Connection, ConnectionEvents, Listener, Transport } from '../../src/transport/transport.js'
+export { type LogFactory, type LogUnderTest, logSuite } from './log.js'
+export { type TransportFactory, transportSuite } from './transport.js'
