@@ -13,8 +13,16 @@ import { DueHeap } from './queue.js'
 import { Entry, Lane, Route } from './route.js'
 import type { Rules } from './rules.js'
 import { Sent } from './sent.js'
+import {
+  DATA_FLAG,
+  DATA_HEADER_BYTES,
+  data,
+  type Encoded,
+  encodeMeta,
+  type Meta,
+  writeData,
+} from './transport/frame.js'
 import { Unwritten } from './unwritten.js'
-import { DATA_FLAG, DATA_HEADER_BYTES, data, type Encoded, encodeMeta, type Meta, writeData } from './transport/frame.js'
 
 const MEMORY_LINE = 0x80000000
 /** Bytes that a record takes in the log beside its frame: key, checksum, its share of the page. */
@@ -24,7 +32,8 @@ const RECORD_OVERHEAD = 40
 const INLINE_BYTES = 1900
 const PAGE_BYTES = 4096
 
-const rowBytes = (bytes: number): number => (bytes <= INLINE_BYTES ? bytes + RECORD_OVERHEAD : Math.ceil((bytes + 100) / PAGE_BYTES) * PAGE_BYTES)
+const rowBytes = (bytes: number): number =>
+  bytes <= INLINE_BYTES ? bytes + RECORD_OVERHEAD : Math.ceil((bytes + 100) / PAGE_BYTES) * PAGE_BYTES
 
 /** What the shell needs to know of a message to append it. */
 export interface Draft {
@@ -120,7 +129,14 @@ export abstract class Backlog {
     return route
   }
 
-  #register(number: number, kind: DestinationKind, name: string, group: string, owner: string, durable: boolean): Route {
+  #register(
+    number: number,
+    kind: DestinationKind,
+    name: string,
+    group: string,
+    owner: string,
+    durable: boolean,
+  ): Route {
     const route = new Route(number, kind, name, group, owner, durable, this.rules)
     this.routes.set(number, route)
     this.#byName.set(routeName(kind, name, group, owner), route)
@@ -162,7 +178,8 @@ export abstract class Backlog {
     const row: rows.RouteRow = { kind, name, group, owner, durable, dropped: true }
     this.#changes.push(rows.put(rows.routeKey(route.number), row))
     for (const lane of route.lanes) {
-      for (const entry of [...lane.entries()]) if (entry.state !== 'out' && entry.state !== 'doubt' && entry.state !== 'uncommitted') this.expire(entry, now)
+      for (const entry of [...lane.entries()])
+        if (entry.state !== 'out' && entry.state !== 'doubt' && entry.state !== 'uncommitted') this.expire(entry, now)
     }
     this.active.add(route)
     this.leaveDropped(route)
@@ -182,7 +199,14 @@ export abstract class Backlog {
     const known = isMemory ? route.memory : route.current
     if (known) return known
     const { space, epoch } = this.incarnation
-    const lane = new Lane(route, space, this.#spaceBytes, epoch, isMemory ? route.number + MEMORY_LINE : route.number, false)
+    const lane = new Lane(
+      route,
+      space,
+      this.#spaceBytes,
+      epoch,
+      isMemory ? route.number + MEMORY_LINE : route.number,
+      false,
+    )
     if (isMemory) route.memory = lane
     else route.current = lane
     route.lanes.push(lane)
@@ -223,14 +247,32 @@ export abstract class Backlog {
     const length = DATA_HEADER_BYTES + keyBytes + (meta?.length ?? 0) + draft.body.bytes.length
     const start = this.#reserve(length)
     const slab = this.#slab
-    const fields = { sequence: 0, number: sent.number, created: wallNow, key: draft.key, keyBytes, meta, lower: draft.lower }
+    const fields = {
+      sequence: 0,
+      number: sent.number,
+      created: wallNow,
+      key: draft.key,
+      keyBytes,
+      meta,
+      lower: draft.lower,
+    }
     writeData(slab, start, fields, draft.body)
     sent.unconfirmed = sent.unsettled = targets.length
     sent.space = this.incarnation.space
     for (const route of targets) this.#appendTo(route, draft, sent, isMemory, slab, start, start + length, wallNow, now)
   }
 
-  #appendTo(route: Route, draft: Draft, sent: Sent, isMemory: boolean, slab: Buffer, start: number, end: number, wall: number, now: number): void {
+  #appendTo(
+    route: Route,
+    draft: Draft,
+    sent: Sent,
+    isMemory: boolean,
+    slab: Buffer,
+    start: number,
+    end: number,
+    wall: number,
+    now: number,
+  ): void {
     const lane = this.#lane(route, isMemory)
     const isBehind = !isMemory && route.isBehind(route.order === 'strict' || draft.key !== '')
     const entry = new Entry(route, lane, lane.next++, sent.number, slab, start, end, wall, sent)
@@ -389,13 +431,27 @@ export abstract class Backlog {
   #collectCounters(route: Route, batch: Change[]): void {
     const { accepted, done, dead, expired } = route.counters
     const { unwritten, unwrittenBytes, pendingBytes } = route
-    batch.push(rows.put(rows.countersKey(route.number), [accepted - unwritten, done, dead, expired, pendingBytes - unwrittenBytes]))
+    batch.push(
+      rows.put(rows.countersKey(route.number), [
+        accepted - unwritten,
+        done,
+        dead,
+        expired,
+        pendingBytes - unwrittenBytes,
+      ]),
+    )
     route.dirty = false
   }
 
   /** Is there anything to write that someone waits for? Removals and counters ride along. */
   wantsCommit(now: number): boolean {
-    return this.touching.length > 0 || this.expiring.length > 0 || this.#changes.length > 0 || this.telling.length > 0 || this.wanted.dueAt(now) <= now
+    return (
+      this.touching.length > 0 ||
+      this.expiring.length > 0 ||
+      this.#changes.length > 0 ||
+      this.telling.length > 0 ||
+      this.wanted.dueAt(now) <= now
+    )
   }
 
   /** When `wantsCommit` turns true by itself. */
@@ -405,7 +461,9 @@ export abstract class Backlog {
 
   /** Is nothing accepted that is neither settled nor written? */
   get isWritten(): boolean {
-    return this.wanted.length === 0 && this.touching.length === 0 && this.expiring.length === 0 && this.#changes.length === 0
+    return (
+      this.wanted.length === 0 && this.touching.length === 0 && this.expiring.length === 0 && this.#changes.length === 0
+    )
   }
 
   /** Everything accepted so far is to be in the next batch. */
@@ -466,13 +524,35 @@ export abstract class Backlog {
   }
 
   /** Records that were read, in order; `to` is how far the reading went. */
-  loaded(lane: Lane, records: ReadonlyArray<{ sequence: number; frame: Buffer }>, to: number, wallNow: number, now: number): void {
+  loaded(
+    lane: Lane,
+    records: ReadonlyArray<{ sequence: number; frame: Buffer }>,
+    to: number,
+    wallNow: number,
+    now: number,
+  ): void {
     for (const { sequence, frame } of records) {
       if (lane.finishedOnDisk.has(sequence)) {
-        this.#forgetRecord(lane, sequence, frame.length, lane.expiredOnDisk.has(sequence) ? 'expired' : lane.deadOnDisk.has(sequence) ? 'dead' : 'done', data.number(frame, 0))
+        this.#forgetRecord(
+          lane,
+          sequence,
+          frame.length,
+          lane.expiredOnDisk.has(sequence) ? 'expired' : lane.deadOnDisk.has(sequence) ? 'dead' : 'done',
+          data.number(frame, 0),
+        )
         continue
       }
-      const entry = new Entry(lane.route, lane, sequence, data.number(frame, 0), frame, 0, frame.length, data.created(frame, 0), this.awaited.get(watchName(lane.space, data.number(frame, 0))) ?? null)
+      const entry = new Entry(
+        lane.route,
+        lane,
+        sequence,
+        data.number(frame, 0),
+        frame,
+        0,
+        frame.length,
+        data.created(frame, 0),
+        this.awaited.get(watchName(lane.space, data.number(frame, 0))) ?? null,
+      )
       const meta = data.meta(frame, 0)
       entry.write = 'durable'
       entry.confirmed = true
@@ -485,7 +565,16 @@ export abstract class Backlog {
         entry.attempts = nacked.attempts
         entry.history = nacked.history
       }
-      this.#admit(entry, data.key(frame, 0), false, Math.max(meta?.d === undefined ? 0 : Math.min(meta.d - wallNow, meta.d - entry.created), (nacked?.due ?? 0) - now), now)
+      this.#admit(
+        entry,
+        data.key(frame, 0),
+        false,
+        Math.max(
+          meta?.d === undefined ? 0 : Math.min(meta.d - wallNow, meta.d - entry.created),
+          (nacked?.due ?? 0) - now,
+        ),
+        now,
+      )
       lane.nacked.delete(sequence)
       // A retry keeps its key waiting; a delay that its sender asked for does not.
       if (nacked && entry.state === 'waiting') lane.route.hold(entry)
@@ -529,7 +618,14 @@ export abstract class Backlog {
   }
 
   /** A lane of an older space, with its first and last record; `touched` may hold some of it (rule P1). */
-  restoreLane(number: number, incarnation: Incarnation, first: number, last: number, touched: readonly PeerId[], now: number): void {
+  restoreLane(
+    number: number,
+    incarnation: Incarnation,
+    first: number,
+    last: number,
+    touched: readonly PeerId[],
+    now: number,
+  ): void {
     const route = this.routes.get(number)
     invariant(route !== undefined, `the log has records of route ${number} and not the route`)
     const spaceBytes = Buffer.from(incarnation.space, 'hex')
@@ -550,10 +646,16 @@ export abstract class Backlog {
   }
 
   /** Consumers that may run messages of which no record is left: their keys still wait for them (rule P1). */
-  restoreTouched(lines: ReadonlyArray<[epoch: number, route: number]>, spaces: ReadonlyMap<number, SpaceId>, touched: ReadonlyMap<string, PeerId[]>, now: number): void {
+  restoreTouched(
+    lines: ReadonlyArray<[epoch: number, route: number]>,
+    spaces: ReadonlyMap<number, SpaceId>,
+    touched: ReadonlyMap<string, PeerId[]>,
+    now: number,
+  ): void {
     for (const [epoch, route] of lines) {
       const space = spaces.get(epoch)
-      if (space && this.routes.has(route)) this.restoreLane(route, { epoch, space }, 1, 0, touched.get(`${epoch}/${route}`) ?? [], now)
+      if (space && this.routes.has(route))
+        this.restoreLane(route, { epoch, space }, 1, 0, touched.get(`${epoch}/${route}`) ?? [], now)
     }
   }
 
@@ -576,4 +678,5 @@ const isPlainQueue = ({ kind, group, owner }: Route): boolean => kind === 'queue
 const CLASS_OF_RANK: readonly Durability[] = ['memory', 'process', 'disk']
 export const watchName = (space: string, number: number): string => `${space}/${number}`
 export const laneName = (space: string, number: number): string => `${space}/${number}`
-const routeName = (kind: string, name: string, group: string, owner: string): string => `${kind}/${name}/${group}/${owner}`
+const routeName = (kind: string, name: string, group: string, owner: string): string =>
+  `${kind}/${name}/${group}/${owner}`

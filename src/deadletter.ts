@@ -1,8 +1,9 @@
 /** Dead letters of this peer: what was given up on here, with payload and history. Found, put back, or let go. */
-import type { Entry } from './route.js'
+
 import type { Change, Log } from './log/log.js'
 import * as rows from './log/rows.js'
 import type { DeadLetter, DeadLetterFilter, PeerId } from './message.js'
+import type { Entry } from './route.js'
 import { data } from './transport/frame.js'
 
 export interface StoredLetter {
@@ -36,7 +37,11 @@ export function* findLetters(log: Log, filter: DeadLetterFilter): Iterable<Store
 
 function fits(row: rows.DeadLetterRow, filter: DeadLetterFilter): boolean {
   if (filter.queue !== undefined && (row.kind !== 'queue' || row.name !== filter.queue)) return false
-  if (filter.topic !== undefined && (row.kind !== 'topic' || (row.name !== filter.topic && row.pattern !== filter.topic))) return false
+  if (
+    filter.topic !== undefined &&
+    (row.kind !== 'topic' || (row.name !== filter.topic && row.pattern !== filter.topic))
+  )
+    return false
   return true
 }
 
@@ -74,7 +79,13 @@ export function refusedLetter(entry: Entry, self: PeerId, wallNow: number): rows
     from: self,
     reason: 'STALE_ROUTE',
     deadAt: wallNow,
-    attempts: (entry.history ?? []).map(([attempt, at, peer, durationMs, reason]) => ({ attempt, at, peer: peer as PeerId, durationMs, reason })),
+    attempts: (entry.history ?? []).map(([attempt, at, peer, durationMs, reason]) => ({
+      attempt,
+      at,
+      peer: peer as PeerId,
+      durationMs,
+      reason,
+    })),
     space: lane.space,
     route: lane.number,
     sequence: entry.sequence,

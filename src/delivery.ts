@@ -3,13 +3,13 @@
  * settling.
  */
 import { PeerpostError, reasonOf } from './errors.js'
-import { checkInteger, checkOptions, LIMITS } from './options.js'
 import type { Held, Taker } from './hold.js'
-import type { Delivery, Handler, Headers, Message, PeerId, SendOptions, Transaction } from './message.js'
 import type { Change } from './log/log.js'
+import type { Delivery, Handler, Headers, Message, PeerId, SendOptions, Transaction } from './message.js'
+import { checkInteger, checkOptions, LIMITS } from './options.js'
 import type { TxBuffer, TxSend } from './transaction.js'
-import type { Turn } from './turn.js'
 import { data, encodeValue, type Meta } from './transport/frame.js'
+import type { Turn } from './turn.js'
 
 /** What a delivery needs of the peer. */
 export interface DeliveryHost {
@@ -41,7 +41,11 @@ export class TxFace implements Transaction {
   }
 
   #use(): TxBuffer {
-    if (this.#isOver) throw new PeerpostError('DELIVERY_SETTLED', 'This transaction is over: use tx only until the handler has returned.')
+    if (this.#isOver)
+      throw new PeerpostError(
+        'DELIVERY_SETTLED',
+        'This transaction is over: use tx only until the handler has returned.',
+      )
     this.#buffer ??= this.host.turn.state.begin()
     return this.#buffer
   }
@@ -52,7 +56,11 @@ export class TxFace implements Transaction {
 
   put(key: string, value: unknown): void {
     const bytes = encodeValue(value)
-    if (bytes.length > STATE_BYTES) throw new PeerpostError('BODY_TOO_LARGE', `The value of a state key may have ${STATE_BYTES} bytes; this one has ${bytes.length}. Spread it over several keys.`)
+    if (bytes.length > STATE_BYTES)
+      throw new PeerpostError(
+        'BODY_TOO_LARGE',
+        `The value of a state key may have ${STATE_BYTES} bytes; this one has ${bytes.length}. Spread it over several keys.`,
+      )
     this.#use().writes.set(checkStateKey(key), bytes)
   }
 
@@ -62,7 +70,11 @@ export class TxFace implements Transaction {
 
   range<Value>(from: string, to: string, limit = 1000): Array<{ key: string; value: Value }> {
     for (const end of [from, to])
-      if (typeof end !== 'string' || Buffer.byteLength(end) > STATE_KEY_BYTES) throw new PeerpostError('KEY_INVALID', `The ends of a range must be strings of at most ${STATE_KEY_BYTES} bytes.`)
+      if (typeof end !== 'string' || Buffer.byteLength(end) > STATE_KEY_BYTES)
+        throw new PeerpostError(
+          'KEY_INVALID',
+          `The ends of a range must be strings of at most ${STATE_KEY_BYTES} bytes.`,
+        )
     checkInteger('limit', limit, 1, RANGE_MAX)
     return this.host.turn.state.range(this.#use(), from, to, limit) as Array<{ key: string; value: Value }>
   }
@@ -198,7 +210,10 @@ export class HeldDelivery implements Delivery {
 
   #settle(settle: () => boolean): Promise<void> {
     const { turn } = this.host
-    if (turn.failure) return Promise.reject(new PeerpostError('UNKNOWN', 'The peer has failed: whether this was settled is unknown.', turn.failure))
+    if (turn.failure)
+      return Promise.reject(
+        new PeerpostError('UNKNOWN', 'The peer has failed: whether this was settled is unknown.', turn.failure),
+      )
     if (!turn.handlers.holds(this.held)) {
       const isSettled = this.held.state === 'settling' || this.held.state === 'gone'
       return Promise.reject(isSettled && this.held.leaseUntil > turn.options.clock.now() ? settled() : lost())
@@ -219,7 +234,10 @@ export class HeldDelivery implements Delivery {
 }
 
 const lost = (): PeerpostError =>
-  new PeerpostError('LEASE_LOST', 'The lease is over: the message goes to another delivery. Ask for more time with extend, or raise leaseMs.')
+  new PeerpostError(
+    'LEASE_LOST',
+    'The lease is over: the message goes to another delivery. Ask for more time with extend, or raise leaseMs.',
+  )
 const settled = (): PeerpostError => new PeerpostError('DELIVERY_SETTLED', 'This delivery is settled already.')
 
 /** Transactions that must wait while one that met too many conflicts runs alone. */
@@ -247,7 +265,14 @@ export class ConflictGate {
 }
 
 /** Runs a handler for one message and settles with what comes of it. */
-export function runHandler(host: DeliveryHost, gate: ConflictGate, handler: Handler<never>, held: Held, taker: Taker, conflicts = 0): void {
+export function runHandler(
+  host: DeliveryHost,
+  gate: ConflictGate,
+  handler: Handler<never>,
+  held: Held,
+  taker: Taker,
+  conflicts = 0,
+): void {
   const delivery = new HeldDelivery(host, held)
   const tx = new TxFace(host)
   held.delivery = delivery
@@ -267,7 +292,16 @@ export function runHandler(host: DeliveryHost, gate: ConflictGate, handler: Hand
   else finished(host, gate, handler, held, tx, taker, result, conflicts)
 }
 
-function finished(host: DeliveryHost, gate: ConflictGate, handler: Handler<never>, held: Held, tx: TxFace, taker: Taker, value: unknown, conflicts: number): void {
+function finished(
+  host: DeliveryHost,
+  gate: ConflictGate,
+  handler: Handler<never>,
+  held: Held,
+  tx: TxFace,
+  taker: Taker,
+  value: unknown,
+  conflicts: number,
+): void {
   const buffer = tx.end()
   if (buffer === null) {
     complete(host, held, null, value, taker)
@@ -323,7 +357,8 @@ function failed(host: DeliveryHost, gate: ConflictGate, held: Held, tx: TxFace, 
 function settleThrown(host: DeliveryHost, held: Held, thrown: unknown, delayMs?: number): boolean {
   const { turn } = host
   const reason = reasonOf(thrown).slice(0, REASON_CHARACTERS)
-  if (held.consumer.kind !== 'request' || held.attempts + 1 < held.consumer.policy.maxAttempts) return turn.settleFailed(held, reason, delayMs)
+  if (held.consumer.kind !== 'request' || held.attempts + 1 < held.consumer.policy.maxAttempts)
+    return turn.settleFailed(held, reason, delayMs)
   host.reply(held, null, reason)
   return turn.settleDone(held, [])
 }

@@ -5,12 +5,12 @@
 import type { Clock } from './clock.js'
 import { freshAccount, type Held } from './hold.js'
 import type { Inbox } from './inbox.js'
-import { RemoteConsumer } from './route.js'
 import type { LinkConnection } from './link.js'
 import { DURABILITY_RANK } from './log/log.js'
 import type { PeerId, SpaceId } from './message.js'
 import type { Limits } from './options.js'
 import type { NackFields, Outbox, ResumeAnswer } from './outbox.js'
+import { RemoteConsumer } from './route.js'
 import { ACK_OUTCOMES, type Settle } from './settle.js'
 import * as check from './transport/fields.js'
 import { checkData, data, FRAME, readAck, readControl, readCredit, violation } from './transport/frame.js'
@@ -117,12 +117,18 @@ export class Exchange {
     const route = check.u32(routeField)
     const { hello } = link
     // A space belongs to one store: another's would mix what is done of both.
-    if (hello && (epoch > hello.epoch || (epoch === hello.epoch) !== (space === hello.space))) throw violation('a LANE names a space that is not its own')
+    if (hello && (epoch > hello.epoch || (epoch === hello.epoch) !== (space === hello.space)))
+      throw violation('a LANE names a space that is not its own')
     const { inbox } = this.machines()
     const known = inbox.lanes.get(`${space}/${route}`)
     if (known && known.peer !== link.peer) throw violation('a LANE names a space of another peer')
     if (link.laneIds.size >= LANES_MAX) throw violation(`it declared more than ${LANES_MAX} lanes`)
-    const destination = { kind: check.kind(kind), name: check.name(name), group: check.text(group), owner: check.text(owner) }
+    const destination = {
+      kind: check.kind(kind),
+      name: check.name(name),
+      group: check.text(group),
+      owner: check.text(owner),
+    }
     link.laneIds.set(check.u32(lane), { space: bytes, route })
     link.inLanes.set(check.u32(lane), inbox.declareLane(link.peer, space, bytes, epoch, route, destination))
   }
@@ -162,15 +168,32 @@ export class Exchange {
       case 'stale':
         break
     }
-    if (lane.lane === null || (verdict === 'returned' && held === null)) this.#refuse(link, lane, packet, start, sequence, verdict)
+    if (lane.lane === null || (verdict === 'returned' && held === null))
+      this.#refuse(link, lane, packet, start, sequence, verdict)
     inbox.consumedFrame(lane, link.peer, end - start)
   }
 
   /** A message for which there is no lane state here: its answer is made by hand. */
-  #refuse(link: LinkConnection, lane: { isFinished: boolean }, packet: Buffer, start: number, sequence: number, verdict: string): void {
+  #refuse(
+    link: LinkConnection,
+    lane: { isFinished: boolean },
+    packet: Buffer,
+    start: number,
+    sequence: number,
+    verdict: string,
+  ): void {
     const declared = link.laneIds.get(data.lane(packet, start))!
     if (verdict === 'again' && lane.isFinished) link.writer.ack(declared.space, declared.route, 0, [sequence, sequence])
-    else link.writer.control(FRAME.nack, [declared.space, declared.route, sequence, verdict === 'stale' ? 'stale' : 'returned', 0, 0, []])
+    else
+      link.writer.control(FRAME.nack, [
+        declared.space,
+        declared.route,
+        sequence,
+        verdict === 'stale' ? 'stale' : 'returned',
+        0,
+        0,
+        [],
+      ])
   }
 
   #ack(link: LinkConnection, packet: Buffer, start: number, end: number): void {
@@ -183,7 +206,12 @@ export class Exchange {
   #nack(link: LinkConnection, fields: unknown[]): void {
     const [spaceField, route, sequence, kind, attempts, delayMs, history] = fields
     if (kind !== 'retry' && kind !== 'returned' && kind !== 'stale') throw violation('a NACK has an unknown kind')
-    const nack: NackFields = { kind, attempts: check.u16(attempts), delayMs: check.count(delayMs), history: check.history(history) }
+    const nack: NackFields = {
+      kind,
+      attempts: check.u16(attempts),
+      delayMs: check.count(delayMs),
+      history: check.history(history),
+    }
     const space = check.space(spaceField)
     if (kind === 'stale') this.events.stale(link.peer)
     this.machines().outbox.nack(link.peer, space, check.u32(route), check.sequence(sequence), nack, this.clock.now())
@@ -196,11 +224,22 @@ export class Exchange {
     const name = check.name(nameField)
     const group = check.text(groupField)
     const owner = check.text(ownerField)
-    if (owner !== '' && owner !== link.peer && !owner.startsWith(`${link.peer}/`)) throw violation("a CONSUME takes another peer's subscription")
+    if (owner !== '' && owner !== link.peer && !owner.startsWith(`${link.peer}/`))
+      throw violation("a CONSUME takes another peer's subscription")
     if (kind === 'reply' && name !== link.peer) throw violation("a CONSUME takes another peer's replies")
     if (link.consumers.has(number)) return
     if (link.consumers.size >= CONSUMERS_MAX) throw violation(`it consumes more than ${CONSUMERS_MAX} names`)
-    const consumer = new RemoteConsumer(link, number, kind, name, group, owner, check.order(order), durable === true, check.rank(rank))
+    const consumer = new RemoteConsumer(
+      link,
+      number,
+      kind,
+      name,
+      group,
+      owner,
+      check.order(order),
+      durable === true,
+      check.rank(rank),
+    )
     link.consumers.set(number, consumer)
     this.machines().outbox.addConsumer(consumer)
     if (durable === true) this.events.subscribed(link, number)
@@ -225,8 +264,15 @@ export class Exchange {
       const space = check.space(spaceField)
       const route = check.u32(routeField)
       const lane = inbox.lanes.get(`${space}/${route}`)
-      if (lane && lane.peer === link.peer) inbox.finishedThrough(lane, check.sequence(through), check.ascending(exceptions))
-      const { done, dead, expired, running } = inbox.answer(link.peer, space, route, check.sequence(from), check.sequence(to))
+      if (lane && lane.peer === link.peer)
+        inbox.finishedThrough(lane, check.sequence(through), check.ascending(exceptions))
+      const { done, dead, expired, running } = inbox.answer(
+        link.peer,
+        space,
+        route,
+        check.sequence(from),
+        check.sequence(to),
+      )
       answers.push([spaceField, route, done, dead, running, expired])
     }
     inbox.closeSpaces(link.peer, new Set(open))
@@ -237,7 +283,12 @@ export class Exchange {
     const answers: ResumeAnswer[] = check.list(fields[0]).map((answer) => {
       const [space, route, done, dead, running, expired] = check.list(answer)
       const ends = { done: check.ranges(done), dead: check.ranges(dead), expired: check.ranges(expired) }
-      return { space: check.space(space), route: check.u32(route), ...ends, running: check.list(running).map(check.sequence) }
+      return {
+        space: check.space(space),
+        route: check.u32(route),
+        ...ends,
+        running: check.list(running).map(check.sequence),
+      }
     })
     const { outbox } = this.machines()
     outbox.resumed(link.peer, answers, this.clock.now())
@@ -261,7 +312,8 @@ export class Exchange {
     const space = check.space(fields[0])
     const route = check.u32(fields[1])
     const sequence = check.sequence(fields[2])
-    if (this.machines().inbox.lanes.get(`${space}/${route}`)?.peer === link.peer) this.events.withdraw(space, route, sequence)
+    if (this.machines().inbox.lanes.get(`${space}/${route}`)?.peer === link.peer)
+      this.events.withdraw(space, route, sequence)
   }
 
   // --- what we have to say
@@ -281,7 +333,16 @@ export class Exchange {
     link.announced.add(consumer.number)
     const { kind, name, group, owner, order, durable } = consumer
     if (!consumer.accounts.has(link.peer)) consumer.accounts.set(link.peer, freshAccount())
-    link.writer.control(FRAME.consume, [consumer.number, kind, name, group, owner, order, durable, DURABILITY_RANK[outbox.storeClass]])
+    link.writer.control(FRAME.consume, [
+      consumer.number,
+      kind,
+      name,
+      group,
+      owner,
+      order,
+      durable,
+      DURABILITY_RANK[outbox.storeClass],
+    ])
   }
 
   /** Everything that one link should hear now: acknowledgements, credit, progress. */

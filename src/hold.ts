@@ -27,7 +27,11 @@ export class InLane {
   readonly attempts = new Map<number, KnownAttempt>()
   isDirty = false
   /** Settled and durable, not acknowledged yet: flat from, to pairs for each outcome. */
-  readonly acks: [done: IntervalSet, dead: IntervalSet, expired: IntervalSet] = [new IntervalSet(), new IntervalSet(), new IntervalSet()]
+  readonly acks: [done: IntervalSet, dead: IntervalSet, expired: IntervalSet] = [
+    new IntervalSet(),
+    new IntervalSet(),
+    new IntervalSet(),
+  ]
   hasAcks = false
 
   constructor(
@@ -56,7 +60,13 @@ export class InLane {
 
   /** Its row in the log. */
   get row(): DoneRow {
-    return { peer: this.peer, epoch: this.epoch, ends: this.done.ends, dead: this.dead.ends, expired: this.expired.ends }
+    return {
+      peer: this.peer,
+      epoch: this.epoch,
+      ends: this.done.ends,
+      dead: this.dead.ends,
+      expired: this.expired.ends,
+    }
   }
 
   /** What a RESUME answer says is done: not what is still being committed. */
@@ -154,7 +164,10 @@ export class Held {
   }
 
   get id(): string {
-    return this.meta?.i ?? `${this.lane.spaceBytes.toString('base64url')}.${data.number(this.frame, this.start).toString(36)}`
+    return (
+      this.meta?.i ??
+      `${this.lane.spaceBytes.toString('base64url')}.${data.number(this.frame, this.start).toString(36)}`
+    )
   }
 }
 
@@ -179,7 +192,14 @@ export interface CreditAccount {
   mostMessages: number
 }
 
-export const freshAccount = (): CreditAccount => ({ consumedMessages: 0, consumedBytes: 0, toldMessages: 0, toldBytes: 0, receivedMessages: 0, mostMessages: 0 })
+export const freshAccount = (): CreditAccount => ({
+  consumedMessages: 0,
+  consumedBytes: 0,
+  toldMessages: 0,
+  toldBytes: 0,
+  receivedMessages: 0,
+  mostMessages: 0,
+})
 
 export interface ConsumerPolicy {
   readonly concurrency: number

@@ -3,7 +3,16 @@
  * The receiver's dedup side, as a pure machine: drops what was done before, holds what waits for its key or its handler,
  * gives credit, and answers RESUME.
  */
-import { type ConnectionLane, freshAccount, Held, InKey, InLane, type KnownAttempt, LocalConsumer, remainingMs } from './hold.js'
+import {
+  type ConnectionLane,
+  freshAccount,
+  Held,
+  InKey,
+  InLane,
+  type KnownAttempt,
+  LocalConsumer,
+  remainingMs,
+} from './hold.js'
 import { IntervalSet } from './interval.js'
 import type { Change } from './log/log.js'
 import * as rows from './log/rows.js'
@@ -110,7 +119,14 @@ export class Inbox {
   // --- lanes
 
   /** What a connection's LANE frame names. */
-  declareLane(peer: PeerId, space: SpaceId, spaceBytes: Buffer, epoch: number, route: number, destination: Omit<ConnectionLane, 'lane' | 'consumer' | 'isFinished' | 'isStale'>): ConnectionLane {
+  declareLane(
+    peer: PeerId,
+    space: SpaceId,
+    spaceBytes: Buffer,
+    epoch: number,
+    route: number,
+    destination: Omit<ConnectionLane, 'lane' | 'consumer' | 'isFinished' | 'isStale'>,
+  ): ConnectionLane {
     const { kind, name, group, owner } = destination
     const consumer = this.consumer(kind, name, group, owner) ?? null
     const isFinished = this.#tombstones.has(space)
@@ -139,7 +155,14 @@ export class Inbox {
   // --- messages
 
   /** Takes a DATA frame in. `wallNow` and `now` in milliseconds. */
-  receive(at: ConnectionLane, packet: Buffer, start: number, end: number, now: number, wallNow: number): { verdict: Verdict; held: Held | null; sequence: number } {
+  receive(
+    at: ConnectionLane,
+    packet: Buffer,
+    start: number,
+    end: number,
+    now: number,
+    wallNow: number,
+  ): { verdict: Verdict; held: Held | null; sequence: number } {
     const sequence = data.sequence(packet, start)
     const lane = at.lane
     if (lane === null) return { verdict: at.isStale ? 'stale' : 'again', held: null, sequence }
@@ -149,13 +172,22 @@ export class Inbox {
       this.duplicates++
       return { verdict: 'again', held: null, sequence }
     }
-    if (at.consumer === null || at.consumer.isClosed) at.consumer = this.consumer(at.kind, at.name, at.group, at.owner) ?? null
+    if (at.consumer === null || at.consumer.isClosed)
+      at.consumer = this.consumer(at.kind, at.name, at.group, at.owner) ?? null
     const consumer = at.consumer
     if (consumer === null) return { verdict: 'returned', held: null, sequence }
     this.#checkCredit(consumer, lane.peer)
     const flags = data.flags(packet, start)
     const known = lane.attempts.get(sequence)
-    const held = new Held(lane, sequence, consumer, packet, start, end, (flags & DATA_FLAG.redelivered) !== 0 || known !== undefined)
+    const held = new Held(
+      lane,
+      sequence,
+      consumer,
+      packet,
+      start,
+      end,
+      (flags & DATA_FLAG.redelivered) !== 0 || known !== undefined,
+    )
     const verdict = this.#judge(held, known, flags, now, wallNow)
     return { verdict, held, sequence }
   }
@@ -166,7 +198,8 @@ export class Inbox {
    */
   #checkCredit(consumer: LocalConsumer, peer: PeerId): void {
     const account = consumer.accounts.get(peer)
-    if (account && ++account.receivedMessages > account.mostMessages + this.limits.creditMessages) throw violation('it sent more than its credit')
+    if (account && ++account.receivedMessages > account.mostMessages + this.limits.creditMessages)
+      throw violation('it sent more than its credit')
   }
 
   #judge(held: Held, known: KnownAttempt | undefined, flags: number, now: number, wallNow: number): Verdict {
@@ -178,7 +211,13 @@ export class Inbox {
         held.suspect = known.started === 'shared'
         held.marked = true
       } else {
-        held.history = (held.meta?.a ?? []).map(([attempt, at, peer, durationMs, reason]) => ({ attempt, at, peer: peer as PeerId, durationMs, reason }))
+        held.history = (held.meta?.a ?? []).map(([attempt, at, peer, durationMs, reason]) => ({
+          attempt,
+          at,
+          peer: peer as PeerId,
+          durationMs,
+          reason,
+        }))
       }
       if (held.attempts >= consumer.policy.maxAttempts) return this.#activate(held, 'exhausted')
       if (known && remainingMs(known, now, wallNow) > EARLY_MS) {
@@ -281,7 +320,9 @@ export class Inbox {
     const window = consumer.isPushed ? this.limits.creditMessages : consumer.capacity + this.#taken(consumer, peer)
     const messages = account.consumedMessages + window
     const bytes = account.consumedBytes + this.limits.creditBytes
-    const isWorth = messages - account.toldMessages >= Math.max(1, window / 2) || bytes - account.toldBytes >= this.limits.creditBytes / 2
+    const isWorth =
+      messages - account.toldMessages >= Math.max(1, window / 2) ||
+      bytes - account.toldBytes >= this.limits.creditBytes / 2
     if (!isWorth && messages >= account.toldMessages) return null
     if (messages === account.toldMessages || this.#isClogged(peer)) return null
     account.toldMessages = messages
@@ -293,7 +334,8 @@ export class Inbox {
   /** Messages of a sender that a consumer has here. */
   #taken(consumer: LocalConsumer, peer: PeerId): number {
     let taken = 0
-    for (const lane of this.#lanesOf.get(peer) ?? []) for (const held of lane.active.values()) if (held.consumer === consumer && held.state !== 'settling') taken++
+    for (const lane of this.#lanesOf.get(peer) ?? [])
+      for (const held of lane.active.values()) if (held.consumer === consumer && held.state !== 'settling') taken++
     return taken
   }
 
@@ -306,8 +348,7 @@ export class Inbox {
 
   /** A new connection of a peer: what it had sent and did not start is forgotten; it will come again (rule P2). */
   linkUp(peer: PeerId): void {
-    for (const consumer of this.consumers.values())
-      consumer.accounts.set(peer, freshAccount())
+    for (const consumer of this.consumers.values()) consumer.accounts.set(peer, freshAccount())
     this.linkDown(peer)
   }
 
@@ -330,7 +371,8 @@ export class Inbox {
   }
 
   #runs(key: InKey, lane: InLane): boolean {
-    for (const other of this.#lanesOf.get(lane.peer) ?? []) for (const held of other.active.values()) if (held.key === key && held.state !== 'held') return true
+    for (const other of this.#lanesOf.get(lane.peer) ?? [])
+      for (const held of other.active.values()) if (held.key === key && held.state !== 'held') return true
     return false
   }
 
@@ -356,7 +398,8 @@ export class Inbox {
       this.lanes.delete(laneName(lane.space, lane.route))
       this.#lanesOf.get(peer)!.delete(lane)
       this.#changes.push(rows.remove(rows.doneKey(lane.space, lane.route)))
-      for (const sequence of lane.attempts.keys()) this.#changes.push(rows.remove(rows.attemptKey(lane.space, lane.route, sequence)))
+      for (const sequence of lane.attempts.keys())
+        this.#changes.push(rows.remove(rows.attemptKey(lane.space, lane.route, sequence)))
       if (this.rules.tombstones && !this.#tombstones.has(lane.space)) this.#bury(lane)
     }
   }
@@ -396,13 +439,24 @@ export class Inbox {
   }
 
   /** The answer to what RESUME asks of one lane. */
-  answer(peer: PeerId, space: SpaceId, route: number, from: number, to: number): { done: number[]; dead: number[]; expired: number[]; running: number[] } {
+  answer(
+    peer: PeerId,
+    space: SpaceId,
+    route: number,
+    from: number,
+    to: number,
+  ): { done: number[]; dead: number[]; expired: number[]; running: number[] } {
     if (this.#tombstones.has(space)) return { done: to >= from ? [from, to] : [], dead: [], expired: [], running: [] }
     const lane = this.lanes.get(laneName(space, route))
     if (!lane || lane.peer !== peer) return { done: [], dead: [], expired: [], running: [] }
     const running: number[] = []
     for (const held of lane.active.values()) if (held.state !== 'held') running.push(held.sequence)
-    return { done: lane.settled('done', from, to), dead: lane.settled('dead', from, to), expired: lane.settled('expired', from, to), running }
+    return {
+      done: lane.settled('done', from, to),
+      dead: lane.settled('dead', from, to),
+      expired: lane.settled('expired', from, to),
+      running,
+    }
   }
 
   // --- the log
@@ -449,7 +503,15 @@ export class Inbox {
   }
 
   /** A message was tried before the restart: a crash while it ran alone counts as a delivery (G10). */
-  restoreAttempt(space: SpaceId, route: number, sequence: number, row: rows.AttemptRow, self: PeerId, now: number, wallNow: number): void {
+  restoreAttempt(
+    space: SpaceId,
+    route: number,
+    sequence: number,
+    row: rows.AttemptRow,
+    self: PeerId,
+    now: number,
+    wallNow: number,
+  ): void {
     const lane = this.lanes.get(laneName(space, route))
     if (!lane) return
     if (row.started !== 'alone') {
@@ -480,4 +542,5 @@ function unfinished(set: IntervalSet, through: number, exceptions: readonly numb
 }
 
 const laneName = (space: string, route: number): string => `${space}/${route}`
-const consumerName = (kind: string, name: string, group: string, owner: string): string => `${kind}/${name}/${group}/${owner}`
+const consumerName = (kind: string, name: string, group: string, owner: string): string =>
+  `${kind}/${name}/${group}/${owner}`

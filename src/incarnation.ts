@@ -58,13 +58,25 @@ export class Incarnations {
   /** Rule P10: the incarnation of a peer that is accepted is durable before the first answer. */
   accepted(hello: Hello, loss: StateLoss['verdict'] | null, done: () => void): void {
     const row = this.#turn.store.peers.get(hello.peer)
-    if (loss !== null) this.#turn.report(loss, hello.peer, `epoch ${row?.epoch ?? 0} after commit ${row?.commit ?? 0} of its store; what it had not settled is sent again`)
+    if (loss !== null)
+      this.#turn.report(
+        loss,
+        hello.peer,
+        `epoch ${row?.epoch ?? 0} after commit ${row?.commit ?? 0} of its store; what it had not settled is sent again`,
+      )
     if (row && row.space === hello.space && row.storeId === hello.storeId) {
       done()
       return
     }
     const earlier = row && row.storeId === hello.storeId ? [...row.earlier, row.space].slice(-16) : []
-    const fresh: rows.PeerRow = { storeId: hello.storeId, epoch: hello.epoch, space: hello.space, commit: 0, earlier, floor: this.#turn.store.inbox.floorOf(hello.peer) }
+    const fresh: rows.PeerRow = {
+      storeId: hello.storeId,
+      epoch: hello.epoch,
+      space: hello.space,
+      commit: 0,
+      earlier,
+      floor: this.#turn.store.inbox.floorOf(hello.peer),
+    }
     this.#turn.store.peers.set(hello.peer, fresh)
     this.#dirtyPeers.add(hello.peer)
     if (this.#turn.options.rules.incarnationFirst) this.#turn.afterCommit(done)
@@ -83,7 +95,10 @@ export class Incarnations {
   fenced(verdict: 'FENCED' | 'DUPLICATE_IDENTITY' | 'ROLLBACK', pair: Remembered | null, peer: PeerId): void {
     const now = this.#turn.options.clock.now()
     if (!this.#isPlausible(verdict, pair)) {
-      this.#turn.options.emit('warning', { code: 'PROTOCOL_VIOLATION', message: `${peer} says that this store was superseded, and cannot be right. Its word is ignored.` })
+      this.#turn.options.emit('warning', {
+        code: 'PROTOCOL_VIOLATION',
+        message: `${peer} says that this store was superseded, and cannot be right. Its word is ignored.`,
+      })
       return
     }
     // Several connections may say the same before the jump is done; what it jumps over is then behind.
@@ -91,11 +106,20 @@ export class Incarnations {
     if (verdict !== 'ROLLBACK' || pair === null || now - this.#lastJump < JUMP_WINDOW_MS) {
       const code = verdict === 'FENCED' ? 'FENCED' : 'DUPLICATE_IDENTITY'
       this.#turn.report(code, peer, 'another process runs, or ran later, with this identity')
-      this.#turn.fail(new PeerpostError(code, `${peer} knows a later incarnation of this peer: another process uses this identity. Stop one of them; to recover a restored store, start it again.`))
+      this.#turn.fail(
+        new PeerpostError(
+          code,
+          `${peer} knows a later incarnation of this peer: another process uses this identity. Stop one of them; to recover a restored store, start it again.`,
+        ),
+      )
       return
     }
     this.#lastJump = now
-    this.#turn.report('SENDER_ROLLBACK', peer, `this store ended before commit ${pair.commit} of epoch ${pair.epoch}: it was restored from a backup`)
+    this.#turn.report(
+      'SENDER_ROLLBACK',
+      peer,
+      `this store ended before commit ${pair.commit} of epoch ${pair.epoch}: it was restored from a backup`,
+    )
     this.#reincarnate(pair)
   }
 

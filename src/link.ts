@@ -57,7 +57,19 @@ export class Handshake {
   ) {
     const { storeId, epoch, space, counter, name, durability } = own
     const writer = new PacketWriter()
-    const fields = ['peerpost', PROTOCOL_VERSION, PROTOCOL_VERSION, proofs.peerId, nonce, storeId, epoch, space, counter, name, CLASSES.indexOf(durability)]
+    const fields = [
+      'peerpost',
+      PROTOCOL_VERSION,
+      PROTOCOL_VERSION,
+      proofs.peerId,
+      nonce,
+      storeId,
+      epoch,
+      space,
+      counter,
+      name,
+      CLASSES.indexOf(durability),
+    ]
     writer.control(FRAME.hello, fields)
     this.#own = Buffer.from(writer.take()[0]!)
   }
@@ -72,11 +84,20 @@ export class Handshake {
     const hello = readHello(readControl(packet, start, end))
     const { provenPeer } = this.connection
     if (provenPeer !== null && provenPeer !== hello.peer)
-      throw new PeerpostError('PEER_REFUSED', `The channel belongs to ${provenPeer}, and HELLO says ${hello.peer}. Check who answers there.`)
+      throw new PeerpostError(
+        'PEER_REFUSED',
+        `The channel belongs to ${provenPeer}, and HELLO says ${hello.peer}. Check who answers there.`,
+      )
     if (this.pinned !== null && this.pinned !== hello.peer)
-      throw new PeerpostError('PEER_REFUSED', `${hello.peer} answered where ${this.pinned} was expected. Check the endpoint or its # part.`)
+      throw new PeerpostError(
+        'PEER_REFUSED',
+        `${hello.peer} answered where ${this.pinned} was expected. Check the endpoint or its # part.`,
+      )
     if (!this.proofs.mayJoin(hello.peer))
-      throw new PeerpostError('PEER_REFUSED', `${hello.peer} is not on this peer's allow-list. Add it with --allow ${hello.peer}.`)
+      throw new PeerpostError(
+        'PEER_REFUSED',
+        `${hello.peer} is not on this peer's allow-list. Add it with --allow ${hello.peer}.`,
+      )
     this.#other = Buffer.from(packet.subarray(start - 4, end))
     this.hello = hello
     const transcript = this.#transcript(this.isDialer)
@@ -88,10 +109,20 @@ export class Handshake {
     if (this.#other === null || this.hello === null) throw violation('it sent PROOF before HELLO')
     const [signature, mac] = readControl(packet, start, end)
     const transcript = this.#transcript(!this.isDialer)
-    if (!Buffer.isBuffer(signature) || !Buffer.isBuffer(mac) || !this.proofs.verify(this.hello.peer, transcript, signature))
-      throw new PeerpostError('PEER_REFUSED', `The other side could not prove that it is ${this.hello.peer}: wrong key.`)
+    if (
+      !Buffer.isBuffer(signature) ||
+      !Buffer.isBuffer(mac) ||
+      !this.proofs.verify(this.hello.peer, transcript, signature)
+    )
+      throw new PeerpostError(
+        'PEER_REFUSED',
+        `The other side could not prove that it is ${this.hello.peer}: wrong key.`,
+      )
     if (!this.proofs.equal(mac, this.proofs.meshMac(transcript)))
-      throw new PeerpostError('PEER_REFUSED', `${this.hello.peer} does not have this mesh's key. Start both with the same --mesh-key file.`)
+      throw new PeerpostError(
+        'PEER_REFUSED',
+        `${this.hello.peer} does not have this mesh's key. Start both with the same --mesh-key file.`,
+      )
     return this.hello
   }
 
@@ -102,7 +133,13 @@ export class Handshake {
     const lengths = Buffer.alloc(8)
     lengths.writeUInt32BE(first.length, 0)
     lengths.writeUInt32BE(this.connection.binding.length, 4)
-    return Buffer.concat([Buffer.from(`${SIGNATURE_DOMAIN} ${byDialer ? 'dialer' : 'listener'}\0`), lengths, this.connection.binding, first, second])
+    return Buffer.concat([
+      Buffer.from(`${SIGNATURE_DOMAIN} ${byDialer ? 'dialer' : 'listener'}\0`),
+      lengths,
+      this.connection.binding,
+      first,
+      second,
+    ])
   }
 }
 
@@ -111,13 +148,20 @@ function readHello(fields: unknown[]): Hello {
   if (magic !== 'peerpost') throw violation('it does not speak peerpost')
   if (typeof low !== 'number' || typeof high !== 'number') throw violation('HELLO names no version')
   if (low > PROTOCOL_VERSION || high < PROTOCOL_VERSION)
-    throw new PeerpostError('PROTOCOL_VERSION', `The other side speaks protocol ${low} to ${high}; this one speaks ${PROTOCOL_VERSION}. Upgrade the older one.`)
+    throw new PeerpostError(
+      'PROTOCOL_VERSION',
+      `The other side speaks protocol ${low} to ${high}; this one speaks ${PROTOCOL_VERSION}. Upgrade the older one.`,
+    )
   const isHex = (value: unknown): value is string => typeof value === 'string' && /^[0-9a-f]{32}$/.test(value)
-  const isName = (value: unknown): value is string => typeof value === 'string' && value.length <= 255 && !/\p{Cc}/u.test(value)
-  const isCount = (value: unknown): value is number => typeof value === 'number' && Number.isSafeInteger(value) && value >= 0
+  const isName = (value: unknown): value is string =>
+    typeof value === 'string' && value.length <= 255 && !/\p{Cc}/u.test(value)
+  const isCount = (value: unknown): value is number =>
+    typeof value === 'number' && Number.isSafeInteger(value) && value >= 0
   const durability = typeof rank === 'number' ? CLASSES[rank] : undefined
-  if (typeof peer !== 'string' || !Buffer.isBuffer(nonce) || nonce.length !== 32 || !isHex(storeId) || !isHex(space)) throw violation('HELLO has wrong fields')
-  if (!isCount(epoch) || epoch > 0xffffffff || !isCount(counter) || !isName(name) || durability === undefined) throw violation('HELLO has wrong fields')
+  if (typeof peer !== 'string' || !Buffer.isBuffer(nonce) || nonce.length !== 32 || !isHex(storeId) || !isHex(space))
+    throw violation('HELLO has wrong fields')
+  if (!isCount(epoch) || epoch > 0xffffffff || !isCount(counter) || !isName(name) || durability === undefined)
+    throw violation('HELLO has wrong fields')
   return { peer: peer as PeerId, storeId, epoch, space: space as SpaceId, counter, name, durability }
 }
 
@@ -138,7 +182,13 @@ export type Judgement =
  * Judges an incarnation against what is remembered of the peer. `knows` is the peer's own answer: is the remembered pair
  * in its lineage? `live` is the space of the peer's connection that is up, if any.
  */
-export function judge(rules: Pick<Rules, 'checkLineage' | 'refuseOldEpochs'>, remembered: PeerRow | undefined, hello: Hello, knows: boolean, live: SpaceId | null): Judgement {
+export function judge(
+  rules: Pick<Rules, 'checkLineage' | 'refuseOldEpochs'>,
+  remembered: PeerRow | undefined,
+  hello: Hello,
+  knows: boolean,
+  live: SpaceId | null,
+): Judgement {
   if (remembered === undefined || !rules.checkLineage) return { kind: 'accept', loss: null }
   if (rules.refuseOldEpochs && remembered.earlier.includes(hello.space)) return { kind: 'refuse', verdict: 'FENCED' }
   if (remembered.storeId !== hello.storeId) {
@@ -147,12 +197,18 @@ export function judge(rules: Pick<Rules, 'checkLineage' | 'refuseOldEpochs'>, re
   }
   if (remembered.space === hello.space) return { kind: 'accept', loss: null }
   if (!knows && live !== null && live !== hello.space) return { kind: 'refuse', verdict: 'DUPLICATE_IDENTITY' }
-  if (rules.refuseOldEpochs && hello.epoch <= remembered.epoch) return { kind: 'refuse', verdict: knows ? 'FENCED' : 'ROLLBACK' }
+  if (rules.refuseOldEpochs && hello.epoch <= remembered.epoch)
+    return { kind: 'refuse', verdict: knows ? 'FENCED' : 'ROLLBACK' }
   return { kind: 'accept', loss: knows ? null : 'RECEIVER_ROLLBACK' }
 }
 
 /** Is a pair in a store's own history? A space it has since closed counts up to its last commit. */
-export function knowsPair(lineage: readonly LineageEntry[], commitNow: number, pair: Remembered, storeId: string): boolean {
+export function knowsPair(
+  lineage: readonly LineageEntry[],
+  commitNow: number,
+  pair: Remembered,
+  storeId: string,
+): boolean {
   if (pair.storeId !== storeId) return true
   const entry = lineage.find((candidate) => candidate.space === pair.space)
   return entry !== undefined && (entry.last ?? commitNow) >= pair.commit
@@ -224,9 +280,15 @@ export class LinkConnection implements Carrier {
 }
 
 /** What heartbeats ask for at `now`. */
-export function heartbeat(link: LinkConnection, now: number, heartbeatMs: number, deadAfterMs: number): 'dead' | 'ping' | 'none' {
+export function heartbeat(
+  link: LinkConnection,
+  now: number,
+  heartbeatMs: number,
+  deadAfterMs: number,
+): 'dead' | 'ping' | 'none' {
   if (link.isSelf) return 'none'
   if (now - link.lastHeard >= deadAfterMs) return 'dead'
-  if (now - Math.max(link.pingSentAt, link.lastSent) >= heartbeatMs || now - link.pingSentAt >= heartbeatMs) return 'ping'
+  if (now - Math.max(link.pingSentAt, link.lastSent) >= heartbeatMs || now - link.pingSentAt >= heartbeatMs)
+    return 'ping'
   return 'none'
 }

@@ -4,7 +4,16 @@
  */
 import type { Cancel, Clock } from './clock.js'
 import { PeerpostError, reasonOf } from './errors.js'
-import { Handshake, type Hello, heartbeat, judge, knowsPair, LinkConnection, type Proofs, type Remembered } from './link.js'
+import {
+  Handshake,
+  type Hello,
+  heartbeat,
+  judge,
+  knowsPair,
+  LinkConnection,
+  type Proofs,
+  type Remembered,
+} from './link.js'
 import type { LineageEntry, PeerRow } from './log/rows.js'
 import type { PeerId, PeerStatus, SpaceId, StateLoss } from './message.js'
 import type { Limits } from './options.js'
@@ -42,7 +51,8 @@ export interface LinkEvents {
 /** What the other side did wrong ends its connection; anything else is a fault of this side. */
 const LINK_CODES: readonly string[] = ['PROTOCOL_VIOLATION', 'PROTOCOL_VERSION', 'PEER_REFUSED']
 /** The codes after which dialing again changes nothing by itself. */
-const REFUSALS = /^(PEER_REFUSED|PROTOCOL_VERSION|PROTOCOL_VIOLATION|FENCED|DUPLICATE_IDENTITY|ENDPOINT_INVALID|INSECURE_ENDPOINT)\b/
+const REFUSALS =
+  /^(PEER_REFUSED|PROTOCOL_VERSION|PROTOCOL_VIOLATION|FENCED|DUPLICATE_IDENTITY|ENDPOINT_INVALID|INSECURE_ENDPOINT)\b/
 /** Packets that may wait until this side is ready for them. */
 const EARLY_PACKETS = 256
 
@@ -80,7 +90,15 @@ export class Links {
   addTarget(endpoint: string): void {
     const [address, pin] = endpoint.split('#')
     if (this.#targets.has(endpoint)) return
-    const target: Target = { endpoint: address!, pinned: (pin as PeerId | undefined) ?? null, link: null, cancel: null, timer: null, attempts: 0, reason: '' }
+    const target: Target = {
+      endpoint: address!,
+      pinned: (pin as PeerId | undefined) ?? null,
+      link: null,
+      cancel: null,
+      timer: null,
+      attempts: 0,
+      reason: '',
+    }
     this.#targets.set(endpoint, target)
     this.#dial(target)
   }
@@ -133,7 +151,14 @@ export class Links {
     // Whoever comes before the incarnation is durable has to come again (rule P10).
     if (this.#isPaused) this.clock.defer(() => connection.destroy('a new incarnation begins'))
     const own: Hello = { ...this.events.self().hello, counter: ++this.#counter }
-    link.handshake = new Handshake(this.proofs, own, this.clock.randomBytes(32), link.isDialer, connection, target?.pinned ?? null)
+    link.handshake = new Handshake(
+      this.proofs,
+      own,
+      this.clock.randomBytes(32),
+      link.isDialer,
+      connection,
+      target?.pinned ?? null,
+    )
     link.handshake.start(link.writer)
     this.clock.defer(() => this.flush(link))
     return {
@@ -206,7 +231,8 @@ export class Links {
     link.connection.authenticated()
     const self = this.events.self().hello
     if (hello.peer === self.peer) {
-      if (hello.space === self.space) throw new PeerpostError('PEER_REFUSED', 'This endpoint leads to the peer itself. Remove it from the peers.')
+      if (hello.space === self.space)
+        throw new PeerpostError('PEER_REFUSED', 'This endpoint leads to the peer itself. Remove it from the peers.')
       this.#dismiss(link, 'DUPLICATE_IDENTITY', null)
       return
     }
@@ -221,7 +247,13 @@ export class Links {
       return
     }
     const [storeId, epoch, space, last] = fields
-    if (typeof storeId !== 'string' || typeof epoch !== 'number' || typeof space !== 'string' || typeof last !== 'number') throw violation('WELCOME has wrong fields')
+    if (
+      typeof storeId !== 'string' ||
+      typeof epoch !== 'number' ||
+      typeof space !== 'string' ||
+      typeof last !== 'number'
+    )
+      throw violation('WELCOME has wrong fields')
     const pair: Remembered = { storeId, epoch, space: space as SpaceId, commit: last }
     link.writer.control(FRAME.ready, [knowsPair(lineage, commit, pair, hello.storeId)])
   }
@@ -230,7 +262,13 @@ export class Links {
     link.otherKnows = knows
     const hello = link.hello!
     const live = this.up.get(hello.peer)
-    const verdict = judge(this.rules, this.events.remembered(hello.peer), hello, knows, live && live !== link ? live.hello!.space : null)
+    const verdict = judge(
+      this.rules,
+      this.events.remembered(hello.peer),
+      hello,
+      knows,
+      live && live !== link ? live.hello!.space : null,
+    )
     if (verdict.kind === 'refuse') {
       if (verdict.verdict === 'DUPLICATE_IDENTITY' && live && !this.#answers(live)) {
         this.bye(link, 'BUSY', 'an earlier connection of this identity may be alive; try again')
@@ -261,7 +299,8 @@ export class Links {
     const old = this.up.get(link.peer)
     if (old && old !== link) {
       this.#lower(old, null)
-      if (this.rules.ignoreOldConnections) this.bye(old, 'SUPERSEDED', 'a newer connection of these two peers is in use')
+      if (this.rules.ignoreOldConnections)
+        this.bye(old, 'SUPERSEDED', 'a newer connection of these two peers is in use')
     }
     link.state = 'up'
     link.handshake = null
@@ -315,11 +354,18 @@ export class Links {
     const [code, sentence, storeId, epoch, space, commit] = readControl(packet, start, end)
     if (typeof code !== 'string' || typeof sentence !== 'string') throw violation('a BYE has no code')
     if (link.hello && (code === 'FENCED' || code === 'DUPLICATE_IDENTITY' || code === 'ROLLBACK')) {
-      const pair = typeof epoch === 'number' && typeof commit === 'number' && typeof storeId === 'string' && typeof space === 'string' ? { storeId, epoch, space: space as SpaceId, commit } : null
+      const pair =
+        typeof epoch === 'number' &&
+        typeof commit === 'number' &&
+        typeof storeId === 'string' &&
+        typeof space === 'string'
+          ? { storeId, epoch, space: space as SpaceId, commit }
+          : null
       this.events.fenced(code, pair, link.peer)
     }
     const target = [...this.#targets.values()].find((candidate) => candidate.link === link)
-    if (target && code !== 'SUPERSEDED' && code !== 'CLOSED' && code !== 'BUSY') target.reason = `${code}: ${sentence}`.replace(/\p{Cc}/gu, ' ').slice(0, 300)
+    if (target && code !== 'SUPERSEDED' && code !== 'CLOSED' && code !== 'BUSY')
+      target.reason = `${code}: ${sentence}`.replace(/\p{Cc}/gu, ' ').slice(0, 300)
     link.connection.close()
   }
 
@@ -412,14 +458,28 @@ export class Links {
     for (const target of this.#targets.values()) {
       if (target.link?.state === 'up') continue
       const state = REFUSALS.test(target.reason) ? 'refused' : 'connecting'
-      found.push({ id: (target.pinned ?? '') as PeerId, name: '', state, endpoint: target.endpoint, roundTripMs: undefined, reason: target.reason || undefined })
+      found.push({
+        id: (target.pinned ?? '') as PeerId,
+        name: '',
+        state,
+        endpoint: target.endpoint,
+        roundTripMs: undefined,
+        reason: target.reason || undefined,
+      })
     }
     return found
   }
 
   #statusOf(peer: PeerId, link: LinkConnection | null): PeerStatus {
     const endpoint = link?.endpoint ?? link?.connection.remoteAddress
-    return { id: peer, name: link?.hello?.name ?? '', state: link ? 'up' : 'down', endpoint, roundTripMs: link?.roundTripMs, reason: undefined }
+    return {
+      id: peer,
+      name: link?.hello?.name ?? '',
+      state: link ? 'up' : 'down',
+      endpoint,
+      roundTripMs: link?.roundTripMs,
+      reason: undefined,
+    }
   }
 
   /** Ends every connection; with a farewell where there is time for one. */

@@ -70,7 +70,10 @@ export interface Transaction {
   reply(body: unknown): void
 }
 
-export type Handler<Body = unknown, Result = unknown> = (message: Message<Body>, tx: Transaction) => Result | Promise<Result>
+export type Handler<Body = unknown, Result = unknown> = (
+  message: Message<Body>,
+  tx: Transaction,
+) => Result | Promise<Result>
 
 export interface SendOptions {
   /** Idempotency key of the caller: within 24 h of the peer running, or a million ids, a repeat gives the first one's receipt. */

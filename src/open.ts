@@ -7,8 +7,7 @@ import type { Proofs } from './link.js'
 import type { Network } from './links.js'
 import type { Durability, Log } from './log/log.js'
 import { openMemoryLog } from './log/memory.js'
-import type { PeerEvents, PeerId } from './message.js'
-import type { Peer } from './message.js'
+import type { Peer, PeerEvents, PeerId } from './message.js'
 import { checkInteger, checkName, checkOptions, LIMITS, type Limits, type PeerOptions } from './options.js'
 import { type Listeners, LocalPeer } from './peer.js'
 import { ALL_RULES } from './rules.js'
@@ -17,7 +16,21 @@ import { tcpTransport } from './transport/tcp.js'
 import type { Listener, Transport } from './transport/transport.js'
 import { Turn } from './turn.js'
 
-const OPTIONS = ['name', 'dataDir', 'durability', 'listen', 'peers', 'meshKey', 'allow', 'insecure', 'quotaBytes', 'failoverMs', 'inDoubt', 'transports', 'clock']
+const OPTIONS = [
+  'name',
+  'dataDir',
+  'durability',
+  'listen',
+  'peers',
+  'meshKey',
+  'allow',
+  'insecure',
+  'quotaBytes',
+  'failoverMs',
+  'inDoubt',
+  'transports',
+  'clock',
+]
 
 /**
  * Opens a peer. With `dataDir` its store and identity live there, and it keeps what it accepted across crashes; without,
@@ -36,7 +49,13 @@ export async function openPeer(options: PeerOptions = {}): Promise<Peer> {
     undo.push(async () => {
       for (const transport of transports) await transport.close()
     })
-    const listeners: Listeners = { link: new Set(), stateLoss: new Set(), deadLetter: new Set(), warning: new Set(), failed: new Set() }
+    const listeners: Listeners = {
+      link: new Set(),
+      stateLoss: new Set(),
+      deadLetter: new Set(),
+      warning: new Set(),
+      failed: new Set(),
+    }
     const turn = new Turn({
       name: checked.name,
       storeId: store.storeId,
@@ -69,7 +88,8 @@ export async function openPeer(options: PeerOptions = {}): Promise<Peer> {
 async function transportsFor(options: PeerOptions, identity: Identity, clock: Clock): Promise<Transport[]> {
   const insecure = options.insecure === true
   const transports = [...(options.transports ?? []), tcpTransport({ clock, identity, insecure })]
-  if (![...(options.listen ?? []), ...(options.peers ?? [])].some((endpoint) => schemeOf(endpoint).startsWith('zmq+'))) return transports
+  if (![...(options.listen ?? []), ...(options.peers ?? [])].some((endpoint) => schemeOf(endpoint).startsWith('zmq+')))
+    return transports
   const { zeromqTransport } = await import('./transport/zeromq.js')
   const allow = options.allow?.filter(isPeerId)
   return [...transports, zeromqTransport({ clock, identity, insecure, ...(allow ? { allow } : {}) })]
@@ -89,27 +109,57 @@ function check(options: PeerOptions): Checked {
   if (durability !== 'memory' && options.dataDir === undefined)
     throw new PeerpostError('OPTION_INVALID', `A store of class ${durability} needs a folder: give dataDir.`)
   for (const name of ['listen', 'peers', 'allow'] as const)
-    if (options[name] !== undefined && !Array.isArray(options[name])) throw new PeerpostError('OPTION_INVALID', `${name} must be a list, such as ['tcp://127.0.0.1:7400'].`)
+    if (options[name] !== undefined && !Array.isArray(options[name]))
+      throw new PeerpostError('OPTION_INVALID', `${name} must be a list, such as ['tcp://127.0.0.1:7400'].`)
   if (options.meshKey !== undefined && (!(options.meshKey instanceof Uint8Array) || options.meshKey.length < 32))
-    throw new PeerpostError('OPTION_INVALID', 'The mesh key must be at least 32 bytes (a Buffer). Make one with: peerpost keys mesh FILE')
+    throw new PeerpostError(
+      'OPTION_INVALID',
+      'The mesh key must be at least 32 bytes (a Buffer). Make one with: peerpost keys mesh FILE',
+    )
   for (const peer of options.allow ?? [])
-    if (!isPeerId(peer)) throw new PeerpostError('OPTION_INVALID', `allow: "${peer}" is no peer id. It looks like 12D3Koo… and is printed when a peer starts.`)
+    if (!isPeerId(peer))
+      throw new PeerpostError(
+        'OPTION_INVALID',
+        `allow: "${peer}" is no peer id. It looks like 12D3Koo… and is printed when a peer starts.`,
+      )
   if (options.inDoubt !== undefined && options.inDoubt !== 'failover' && options.inDoubt !== 'wait')
     throw new PeerpostError('OPTION_INVALID', `inDoubt must be failover or wait, not ${String(options.inDoubt)}.`)
   const isOpen = options.meshKey === undefined && options.allow === undefined
   for (const endpoint of [...(options.listen ?? []), ...(options.peers ?? [])]) {
     if (isOpen && !isLoopbackEndpoint(endpoint))
-      throw new PeerpostError('MEMBERSHIP_REQUIRED', `${endpoint} is not on loopback: say who may join, with a mesh key (meshKey, --mesh-key) or an allow-list (allow, --allow).`)
+      throw new PeerpostError(
+        'MEMBERSHIP_REQUIRED',
+        `${endpoint} is not on loopback: say who may join, with a mesh key (meshKey, --mesh-key) or an allow-list (allow, --allow).`,
+      )
   }
   for (const endpoint of options.peers ?? [])
-    if (/:0(#|$)/.test(String(endpoint))) throw new PeerpostError('ENDPOINT_INVALID', `${endpoint} has port 0, which can be listened on and not dialed. Give the port that the other peer says.`)
+    if (/:0(#|$)/.test(String(endpoint)))
+      throw new PeerpostError(
+        'ENDPOINT_INVALID',
+        `${endpoint} has port 0, which can be listened on and not dialed. Give the port that the other peer says.`,
+      )
   return { name: checkName('peer name', options.name ?? 'peer'), durability, limits: limitsOf(options) }
 }
 
 function limitsOf(options: PeerOptions): Limits {
-  const { reserveShare, creditMessages, creditBytes, heartbeatMs, deadAfterMs, reconnectMs, maxIdleMs, idWindowMs, commitTimeoutMs } = LIMITS
+  const {
+    reserveShare,
+    creditMessages,
+    creditBytes,
+    heartbeatMs,
+    deadAfterMs,
+    reconnectMs,
+    maxIdleMs,
+    idWindowMs,
+    commitTimeoutMs,
+  } = LIMITS
   return {
-    quotaBytes: checkInteger('quotaBytes', options.quotaBytes ?? LIMITS.quotaBytes, 1024 * 1024, Number.MAX_SAFE_INTEGER),
+    quotaBytes: checkInteger(
+      'quotaBytes',
+      options.quotaBytes ?? LIMITS.quotaBytes,
+      1024 * 1024,
+      Number.MAX_SAFE_INTEGER,
+    ),
     failoverMs: checkInteger('failoverMs', options.failoverMs ?? LIMITS.failoverMs, 0, 86_400_000),
     inDoubt: options.inDoubt ?? 'failover',
     reserveShare,
@@ -132,7 +182,8 @@ interface OpenedStore {
 
 async function openStoreOf(options: PeerOptions, checked: Checked, clock: Clock): Promise<OpenedStore> {
   const { durability } = checked
-  if (options.dataDir === undefined || durability === 'memory') return { log: openMemoryLog(clock), storeId: clock.randomBytes(16).toString('hex'), onFailure: null }
+  if (options.dataDir === undefined || durability === 'memory')
+    return { log: openMemoryLog(clock), storeId: clock.randomBytes(16).toString('hex'), onFailure: null }
   // lmdb is loaded only by a peer that keeps something.
   const { openLmdbLog } = await import('./log/lmdb.js')
   const store: { onFailure: OpenedStore['onFailure'] } = { onFailure: null }
@@ -164,7 +215,10 @@ function transportFor(endpoint: string, transports: readonly Transport[]): Trans
   const scheme = schemeOf(endpoint)
   const transport = transports.find((candidate) => candidate.schemes.includes(scheme))
   if (transport) return transport
-  throw new PeerpostError('ENDPOINT_INVALID', `No transport serves ${scheme}://. Known are: ${transports.flatMap((candidate) => candidate.schemes).join(', ')}.`)
+  throw new PeerpostError(
+    'ENDPOINT_INVALID',
+    `No transport serves ${scheme}://. Known are: ${transports.flatMap((candidate) => candidate.schemes).join(', ')}.`,
+  )
 }
 
 function networkOf(transports: readonly Transport[]): Network {
@@ -178,9 +232,14 @@ function networkOf(transports: readonly Transport[]): Network {
   }
 }
 
-async function listenAll(endpoints: readonly string[], transports: readonly Transport[], turn: Turn): Promise<string[]> {
+async function listenAll(
+  endpoints: readonly string[],
+  transports: readonly Transport[],
+  turn: Turn,
+): Promise<string[]> {
   const listeners: Listener[] = []
-  for (const endpoint of endpoints) listeners.push(await transportFor(endpoint, transports).listen(endpoint, turn.links.accept))
+  for (const endpoint of endpoints)
+    listeners.push(await transportFor(endpoint, transports).listen(endpoint, turn.links.accept))
   return listeners.map((listener) => listener.endpoint)
 }
 

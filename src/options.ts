@@ -1,9 +1,10 @@
 /**
  * The options of `openPeer`, their defaults and limits, and the checks of everything a caller passes in by name.
  */
+
+import type { Clock } from './clock.js'
 import { PeerpostError } from './errors.js'
 import type { Durability } from './log/log.js'
-import type { Clock } from './clock.js'
 import type { Transport } from './transport/transport.js'
 
 export interface PeerOptions {
@@ -66,12 +67,20 @@ export const LIMITS = {
 // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for
 const CONTROL = /[\u0000-\u001f\u007f]/
 
-function checkText(what: string, text: unknown, maxBytes: number, code: 'NAME_INVALID' | 'KEY_INVALID' | 'ID_INVALID'): string {
+function checkText(
+  what: string,
+  text: unknown,
+  maxBytes: number,
+  code: 'NAME_INVALID' | 'KEY_INVALID' | 'ID_INVALID',
+): string {
   if (typeof text !== 'string') throw new PeerpostError(code, `A ${what} must be a string, not ${typeof text}.`)
   if (text === '') throw new PeerpostError(code, `A ${what} must not be empty.`)
   // Most names are short: only one that could be too long is measured.
   if (text.length * 3 > maxBytes && Buffer.byteLength(text) > maxBytes)
-    throw new PeerpostError(code, `A ${what} may have ${maxBytes} bytes; this one has ${Buffer.byteLength(text)}. Shorten it.`)
+    throw new PeerpostError(
+      code,
+      `A ${what} may have ${maxBytes} bytes; this one has ${Buffer.byteLength(text)}. Shorten it.`,
+    )
   if (CONTROL.test(text)) throw new PeerpostError(code, `A ${what} must not contain control characters.`)
   return text
 }
@@ -81,10 +90,17 @@ export function checkName(what: string, name: unknown): string {
   const text = checkText(what, name, LIMITS.nameBytes, 'NAME_INVALID')
   const tokens = text.split('.')
   if (tokens.length > LIMITS.tokens)
-    throw new PeerpostError('NAME_INVALID', `A ${what} may have ${LIMITS.tokens} tokens between dots; this one has ${tokens.length}.`)
-  if (tokens.includes('')) throw new PeerpostError('NAME_INVALID', `A ${what} must not have an empty token: check the dots in "${text}".`)
+    throw new PeerpostError(
+      'NAME_INVALID',
+      `A ${what} may have ${LIMITS.tokens} tokens between dots; this one has ${tokens.length}.`,
+    )
+  if (tokens.includes(''))
+    throw new PeerpostError('NAME_INVALID', `A ${what} must not have an empty token: check the dots in "${text}".`)
   if (tokens.includes('*') || tokens.includes('>'))
-    throw new PeerpostError('NAME_INVALID', `A ${what} must not contain the wildcards * and >; only a subscription may.`)
+    throw new PeerpostError(
+      'NAME_INVALID',
+      `A ${what} must not contain the wildcards * and >; only a subscription may.`,
+    )
   return text
 }
 
@@ -104,7 +120,10 @@ export function checkOptions(where: string, options: object, known: readonly str
 /** Throws OPTION_INVALID unless `value` is an integer in [min, max]. */
 export function checkInteger(name: string, value: unknown, min: number, max: number): number {
   if (typeof value === 'number' && Number.isInteger(value) && value >= min && value <= max) return value
-  throw new PeerpostError('OPTION_INVALID', `${name} must be a whole number from ${min} to ${max}, not ${String(value)}.`)
+  throw new PeerpostError(
+    'OPTION_INVALID',
+    `${name} must be a whole number from ${min} to ${max}, not ${String(value)}.`,
+  )
 }
 
 const UNITS: Readonly<Record<string, number>> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 }
@@ -112,7 +131,11 @@ const UNITS: Readonly<Record<string, number>> = { ms: 1, s: 1000, m: 60_000, h: 
 /** Milliseconds of a duration such as `250ms`, `2s`, `1.5m`, `1h`. Throws OPTION_INVALID. */
 export function parseDuration(text: string): number {
   const match = /^(\d+(?:\.\d+)?)(ms|s|m|h|d)$/.exec(text.trim())
-  if (!match) throw new PeerpostError('OPTION_INVALID', `"${text}" is not a duration. Write a number and ms, s, m, h or d, such as 250ms.`)
+  if (!match)
+    throw new PeerpostError(
+      'OPTION_INVALID',
+      `"${text}" is not a duration. Write a number and ms, s, m, h or d, such as 250ms.`,
+    )
   return Number(match[1]) * UNITS[match[2]!]!
 }
 

@@ -62,7 +62,8 @@ export class Outbox extends Backlog {
 
   /** Something may move on this link again: it drained. */
   wake(carrier: Carrier): void {
-    for (const route of this.routes.values()) if (route.consumers.some((consumer) => consumer.carrier === carrier)) this.active.add(route)
+    for (const route of this.routes.values())
+      if (route.consumers.some((consumer) => consumer.carrier === carrier)) this.active.add(route)
   }
 
   /** The connection is gone: what was out there is in doubt until its consumer says, or `failoverMs` is over. */
@@ -80,7 +81,8 @@ export class Outbox extends Backlog {
         entry.doubtAt = peer
         doubt.add(entry)
       }
-      for (const [sequence, at] of lane.running) if (at === peer) lane.running.delete(sequence) && lane.unresolved.add(peer)
+      for (const [sequence, at] of lane.running)
+        if (at === peer) lane.running.delete(sequence) && lane.unresolved.add(peer)
     }
     this.down.set(peer, now)
     this.failovers.add(now + this.limits.failoverMs, { peer, down: now })
@@ -96,7 +98,14 @@ export class Outbox extends Backlog {
       if (lane.isMemory ? !this.#hasDoubt(lane, peer) : !lane.touched.has(peer)) continue
       const { through, exceptions } = lane.finished
       const contested = [...lane.contested.keys()]
-      lanes.push([lane.spaceBytes, lane.number, Math.min(lane.base, ...contested), lane.next - 1, this.rules.tellFinished ? through : 0, exceptions])
+      lanes.push([
+        lane.spaceBytes,
+        lane.number,
+        Math.min(lane.base, ...contested),
+        lane.next - 1,
+        this.rules.tellFinished ? through : 0,
+        exceptions,
+      ])
     }
     return { open: [...open], lanes }
   }
@@ -117,7 +126,8 @@ export class Outbox extends Backlog {
       this.#settleRanges(lane, answer.done, 'done', peer)
       this.#settleRanges(lane, answer.dead, 'dead', peer)
       this.#settleRanges(lane, answer.expired, 'expired', peer)
-      for (const [sequence, { others }] of lane.contested) if (others.has(peer) && !answer.running.includes(sequence)) this.#heardOf(lane, sequence, peer)
+      for (const [sequence, { others }] of lane.contested)
+        if (others.has(peer) && !answer.running.includes(sequence)) this.#heardOf(lane, sequence, peer)
       if (!this.rules.resumeListsRunning) continue
       for (const sequence of answer.running) {
         const entry = lane.get(sequence)
@@ -171,7 +181,8 @@ export class Outbox extends Backlog {
   ack(peer: PeerId, space: string, number: number, ends: readonly number[], outcome: Outcome): void {
     const lane = this.lanes.get(laneName(space, number))
     if (!lane || (outcome === 'dead' && !this.rules.deadIsSettled)) return
-    if (!lane.isOld && ends[ends.length - 1]! >= lane.next) throw violation(`it acknowledged a message that was never sent (${ends[ends.length - 1]})`)
+    if (!lane.isOld && ends[ends.length - 1]! >= lane.next)
+      throw violation(`it acknowledged a message that was never sent (${ends[ends.length - 1]})`)
     this.#settleRanges(lane, this.rules.exactAcks ? ends : [1, ends[ends.length - 1]!], outcome, peer)
   }
 
@@ -183,10 +194,14 @@ export class Outbox extends Backlog {
       const from = ends[i]!
       const to = Math.min(ends[i + 1]!, lane.next - 1)
       if (to >= lane.loadedTo && mayHold) this.#settleOnDisk(lane, Math.max(from, lane.loadedTo), to, outcome)
-      for (const sequence of lane.stragglers.keys()) if (sequence >= from && sequence <= to) this.#settleOne(lane, sequence, outcome, peer, mayHold)
-      for (let sequence = Math.max(from, lane.base); sequence <= Math.min(to, lane.loadedTo - 1); sequence++) this.#settleOne(lane, sequence, outcome, peer, mayHold)
-      for (const sequence of lane.contested.keys()) if (sequence >= from && sequence <= to) this.#contest(lane, sequence, outcome, peer)
-      for (const sequence of lane.running.keys()) if (sequence >= from && sequence <= ends[i + 1]!) lane.running.delete(sequence)
+      for (const sequence of lane.stragglers.keys())
+        if (sequence >= from && sequence <= to) this.#settleOne(lane, sequence, outcome, peer, mayHold)
+      for (let sequence = Math.max(from, lane.base); sequence <= Math.min(to, lane.loadedTo - 1); sequence++)
+        this.#settleOne(lane, sequence, outcome, peer, mayHold)
+      for (const sequence of lane.contested.keys())
+        if (sequence >= from && sequence <= to) this.#contest(lane, sequence, outcome, peer)
+      for (const sequence of lane.running.keys())
+        if (sequence >= from && sequence <= ends[i + 1]!) lane.running.delete(sequence)
     }
     this.active.add(lane.route)
     this.retire(lane)
@@ -202,7 +217,8 @@ export class Outbox extends Backlog {
   #settleOne(lane: Lane, sequence: number, outcome: Outcome, peer: PeerId, mayHold: boolean): void {
     const entry = lane.get(sequence)
     if (!entry || entry.state === 'uncommitted' || entry.state === 'expiring') return
-    if (mayHold || entry.target?.peer === peer || entry.doubtAt === peer || entry.others?.has(peer)) this.finish(entry, outcome, peer)
+    if (mayHold || entry.target?.peer === peer || entry.doubtAt === peer || entry.others?.has(peer))
+      this.finish(entry, outcome, peer)
   }
 
   /** Messages whose space a consumer has forgotten: nobody but this store may keep them now (rule P11). */
@@ -239,12 +255,14 @@ export class Outbox extends Backlog {
       if (lane.running.get(sequence) !== peer) return
       lane.running.delete(sequence)
       // Of some that run, this store may know nothing: they were never written, or a restore undid them.
-      if (sequence < lane.next) lane.nacked.set(sequence, { attempts: fields.attempts, due: now + fields.delayMs, history: fields.history })
+      if (sequence < lane.next)
+        lane.nacked.set(sequence, { attempts: fields.attempts, due: now + fields.delayMs, history: fields.history })
       this.active.add(lane.route)
       this.retire(lane)
       return
     }
-    const holds = (entry.state === 'out' && entry.target?.peer === peer) || (entry.state === 'doubt' && entry.doubtAt === peer)
+    const holds =
+      (entry.state === 'out' && entry.target?.peer === peer) || (entry.state === 'doubt' && entry.doubtAt === peer)
     if (holds) this.#takeBack(entry, fields, now)
   }
 
@@ -351,7 +369,8 @@ export class Outbox extends Backlog {
     }
     for (let entry = this.expiries.takeDue(now); entry; entry = this.expiries.takeDue(now)) {
       const unhanded = entry.state === 'ready' || entry.state === 'waiting'
-      if (unhanded || (!this.rules.expireOnlyUnhanded && (entry.state === 'out' || entry.state === 'doubt'))) this.expire(entry, now)
+      if (unhanded || (!this.rules.expireOnlyUnhanded && (entry.state === 'out' || entry.state === 'doubt')))
+        this.expire(entry, now)
     }
     const failed: PeerId[] = []
     for (let next = this.failovers.takeDue(now); next; next = this.failovers.takeDue(now)) {
@@ -392,7 +411,7 @@ export class Outbox extends Backlog {
   #wantTouch = (lane: Lane, peer: PeerId): void => {
     lane.touched.set(peer, 'wanted')
     this.touching.push([lane, peer])
-  }
+  };
 
   /** Lanes of which a consumer should hear what is finished, and clears the mark. */
   *untold(carrier: Carrier, least: number): Iterable<[number: number, through: number, exceptions: number[]]> {
@@ -457,14 +476,19 @@ export class Outbox extends Backlog {
   whereIs(space: string, number: number): { isOurs: boolean; isPending: boolean; onDisk: Lane[] } {
     const lanes = [...this.lanes.values()].filter((lane) => lane.space === space)
     const isOurs = space === this.incarnation.space ? number <= this.number : lanes.length > 0
-    const isIt = (entry: Entry): boolean => entry.number === number && entry.lane.space === space && entry.state !== 'settled'
-    const isPending = lanes.some((lane) => (lane.findNumber(number)?.state ?? 'settled') !== 'settled') || [...this.wanted].some(isIt) || this.writing.some(isIt)
+    const isIt = (entry: Entry): boolean =>
+      entry.number === number && entry.lane.space === space && entry.state !== 'settled'
+    const isPending =
+      lanes.some((lane) => (lane.findNumber(number)?.state ?? 'settled') !== 'settled') ||
+      [...this.wanted].some(isIt) ||
+      this.writing.some(isIt)
     return { isOurs, isPending, onDisk: lanes.filter((lane) => lane.loadedTo < lane.next) }
   }
 
   /** The outcome of a message whose row is not written yet. */
   recentOutcome(space: string, number: number): Outcome | null {
-    for (const entry of [...this.expiring, ...this.expiryWritten]) if (entry.lane.space === space && entry.number === number) return 'expired'
+    for (const entry of [...this.expiring, ...this.expiryWritten])
+      if (entry.lane.space === space && entry.number === number) return 'expired'
     const name = watchName(space, number)
     return this.unwrittenEnds.get(name) ?? this.#memoryEnds.get(name) ?? null
   }
@@ -481,8 +505,10 @@ export class Outbox extends Backlog {
   *unconfirmed(): Iterable<Sent> {
     yield* this.confirmed
     const telling = [...this.telling, ...this.tellingWritten].map(([entry]) => entry)
-    for (const entry of [...this.wanted, ...this.writing, ...telling]) if (entry.sent && !entry.confirmed) yield entry.sent
-    for (const lane of this.lanes.values()) for (const entry of lane.entries()) if (entry.sent && !entry.confirmed) yield entry.sent
+    for (const entry of [...this.wanted, ...this.writing, ...telling])
+      if (entry.sent && !entry.confirmed) yield entry.sent
+    for (const lane of this.lanes.values())
+      for (const entry of lane.entries()) if (entry.sent && !entry.confirmed) yield entry.sent
   }
 
   /** Space and number that an id tells (rule P18), or null where it is a caller's own. */
@@ -496,7 +522,8 @@ export class Outbox extends Backlog {
 function sentenceOf(entry: Entry): string {
   const where = `In ${entry.route.kind} "${entry.route.name}" (group ${entry.route.group || 'default'})`
   const tries = entry.attempts > 0 ? ` after ${entry.attempts} failed deliveries` : ''
-  const log = entry.write === 'none' ? 'kept in memory' : entry.write === 'durable' ? 'in the log' : 'on its way to the log'
+  const log =
+    entry.write === 'none' ? 'kept in memory' : entry.write === 'durable' ? 'in the log' : 'on its way to the log'
   switch (entry.state) {
     case 'out':
       return `${where} it is with ${entry.target?.peer}${tries}, ${log}.`

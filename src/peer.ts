@@ -1,18 +1,19 @@
 /** The public face of a peer: checks what comes in, and one method for each verb. The work is the turn's. */
+
+import type { Draft } from './backlog.js'
 import type { Cancel, Clock } from './clock.js'
-import { type StoredLetter, findLetters, removeLetter, showLetter } from './deadletter.js'
+import { findLetters, removeLetter, type StoredLetter, showLetter } from './deadletter.js'
 import { ConflictGate, type DeliveryHost, HeldDelivery, runHandler, TxFace } from './delivery.js'
 import { PeerpostError } from './errors.js'
 import type { ConsumerPolicy, Held, LocalConsumer, Taker } from './hold.js'
-import type { Sent } from './sent.js'
 import type { Durability } from './log/log.js'
 import type * as api from './message.js'
 import { checkInteger, checkName, checkOptions, LIMITS, parseBackoff } from './options.js'
-import type { Draft } from './backlog.js'
-import { checkPattern } from './pattern/topic.js'
 import { Replies } from './pattern/request.js'
-import { Inspector } from './status.js'
+import { checkPattern } from './pattern/topic.js'
 import { encodeMessage, NO_OPTIONS, SEND_OPTIONS, Sender } from './send.js'
+import type { Sent } from './sent.js'
+import { Inspector } from './status.js'
 import type { TxBuffer, TxSend } from './transaction.js'
 import { data } from './transport/frame.js'
 import type { Turn } from './turn.js'
@@ -109,11 +110,16 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     const { turn } = this
     if (sent.unconfirmed === 0 && options.until !== 'done') return Promise.resolve(new LocalReceipt(sent, turn))
     return new Promise((resolve, reject) => {
-      const tell = (_what: unknown, error: Error | null): void => (error ? reject(error) : resolve(new LocalReceipt(sent, turn)))
+      const tell = (_what: unknown, error: Error | null): void =>
+        error ? reject(error) : resolve(new LocalReceipt(sent, turn))
       if (options.until === 'done') whenSettled(turn, sent, tell)
       else sent.whenConfirmed(tell)
       const { signal } = options
-      signal?.addEventListener('abort', () => reject(unknown('The send was aborted; whether it was accepted is unknown.', signal.reason)), { once: true })
+      signal?.addEventListener(
+        'abort',
+        () => reject(unknown('The send was aborted; whether it was accepted is unknown.', signal.reason)),
+        { once: true },
+      )
     })
   }
 
@@ -143,7 +149,10 @@ export class LocalPeer implements api.Peer, DeliveryHost {
       if (buffer === null) return result
       if (await this.#commitTransaction(buffer)) return result
     }
-    throw new PeerpostError('CONFLICT', `The transaction met others on the same keys ${TRANSACTION_TRIES} times. Try again, or spread the keys.`)
+    throw new PeerpostError(
+      'CONFLICT',
+      `The transaction met others on the same keys ${TRANSACTION_TRIES} times. Try again, or spread the keys.`,
+    )
   }
 
   #commitTransaction(buffer: TxBuffer): Promise<boolean> {
@@ -177,29 +186,64 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     return this.#take('queue', checkName('queue name', queue), '', '', false, handler, options, 'key')
   }
 
-  subscribe<Body = unknown>(pattern: string, handler: api.Handler<Body>, options: api.SubscribeOptions = {}): api.Consumer {
+  subscribe<Body = unknown>(
+    pattern: string,
+    handler: api.Handler<Body>,
+    options: api.SubscribeOptions = {},
+  ): api.Consumer {
     checkOptions('subscribe', options, [...CONSUME_OPTIONS, 'group', 'durable'])
     const { group, owner } = this.#membership(options)
-    return this.#take('topic', checkPattern(pattern), group, owner, options.durable === true, handler, options, 'strict')
+    return this.#take(
+      'topic',
+      checkPattern(pattern),
+      group,
+      owner,
+      options.durable === true,
+      handler,
+      options,
+      'strict',
+    )
   }
 
   /** Members of a group share; without one, a subscription is this peer's own, and an ephemeral one this call's own. */
   #membership(options: { group?: string; durable?: boolean }): { group: string; owner: string } {
     if (options.group !== undefined) return { group: checkName('group', options.group), owner: '' }
     const { space } = this.turn.store
-    return { group: 'default', owner: options.durable ? this.id : `${this.id}/${space.slice(0, 8)}${++this.#subscriptions}` }
+    return {
+      group: 'default',
+      owner: options.durable ? this.id : `${this.id}/${space.slice(0, 8)}${++this.#subscriptions}`,
+    }
   }
 
   respond<Body = unknown>(name: string, handler: api.Handler<Body>, options: api.ConsumeOptions = {}): api.Consumer {
     checkOptions('respond', options, CONSUME_OPTIONS)
     const retry = options.retry ?? { maxAttempts: 1 }
-    return this.#take('request', checkName('request name', name), '', '', false, handler, { concurrency: 16, ...options, retry }, 'key')
+    return this.#take(
+      'request',
+      checkName('request name', name),
+      '',
+      '',
+      false,
+      handler,
+      { concurrency: 16, ...options, retry },
+      'key',
+    )
   }
 
-  #take(kind: api.DestinationKind, name: string, group: string, owner: string, durable: boolean, handler: api.Handler<never>, options: api.ConsumeOptions, order: 'key' | 'strict'): api.Consumer {
+  #take(
+    kind: api.DestinationKind,
+    name: string,
+    group: string,
+    owner: string,
+    durable: boolean,
+    handler: api.Handler<never>,
+    options: api.ConsumeOptions,
+    order: 'key' | 'strict',
+  ): api.Consumer {
     this.#checkOpen()
     if (typeof handler !== 'function') throw new PeerpostError('OPTION_INVALID', 'A handler must be a function.')
-    if (options.order !== undefined && !ORDERS.includes(options.order)) throw new PeerpostError('OPTION_INVALID', `order must be ${ORDERS.join(', ')}, not ${String(options.order)}.`)
+    if (options.order !== undefined && !ORDERS.includes(options.order))
+      throw new PeerpostError('OPTION_INVALID', `order must be ${ORDERS.join(', ')}, not ${String(options.order)}.`)
     const policy = policyOf(options)
     const consumer = this.#consumer(kind, name, group, owner, durable, options.order ?? order, policy)
     const taker: Taker = {
@@ -215,7 +259,15 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     return new LocalConsumerHandle(this.turn, taker, durable || kind !== 'topic')
   }
 
-  #consumer(kind: api.DestinationKind, name: string, group: string, owner: string, durable: boolean, order: 'key' | 'strict' | 'none', policy: ConsumerPolicy): LocalConsumer {
+  #consumer(
+    kind: api.DestinationKind,
+    name: string,
+    group: string,
+    owner: string,
+    durable: boolean,
+    order: 'key' | 'strict' | 'none',
+    policy: ConsumerPolicy,
+  ): LocalConsumer {
     const known = this.turn.consumerOf(kind, name, group, owner)
     if (!known) return this.turn.store.inbox.addConsumer(kind, name, group, owner, durable, order, policy)
     known.policy = policy
@@ -238,7 +290,16 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     if (!to) return
     const durability: Durability = held.lane.isMemory ? 'memory' : this.turn.options.durability
     const body = encodeMessage(error === null ? [true, value ?? null] : [false, error])
-    const draft: Draft = { key: '', meta: { r: [to[0], to[1]] }, body, durability, lower: true, delayMs: 0, ttlMs: LIMITS.replyMs, commitFirst: false }
+    const draft: Draft = {
+      key: '',
+      meta: { r: [to[0], to[1]] },
+      body,
+      durability,
+      lower: true,
+      delayMs: 0,
+      ttlMs: LIMITS.replyMs,
+      commitFirst: false,
+    }
     this.#sender.submit([this.turn.store.outbox.route('reply', to[0], '', '', false)], draft)
   }
 
@@ -285,10 +346,16 @@ export class LocalPeer implements api.Peer, DeliveryHost {
   }
 
   #source(source: api.Source, options: api.PullOptions): LocalConsumer {
-    const policy = policyOf({ ...(options.leaseMs === undefined ? {} : { leaseMs: options.leaseMs }), ...(options.retry ? { retry: options.retry } : {}) })
-    if ('queue' in source) return this.#consumer('queue', checkName('queue name', source.queue), '', '', false, 'key', policy)
-    if ('request' in source) return this.#consumer('request', checkName('request name', source.request), '', '', false, 'key', policy)
-    if (!('topic' in source)) throw new PeerpostError('OPTION_INVALID', 'Say what to pull from: { queue }, { topic } or { request }.')
+    const policy = policyOf({
+      ...(options.leaseMs === undefined ? {} : { leaseMs: options.leaseMs }),
+      ...(options.retry ? { retry: options.retry } : {}),
+    })
+    if ('queue' in source)
+      return this.#consumer('queue', checkName('queue name', source.queue), '', '', false, 'key', policy)
+    if ('request' in source)
+      return this.#consumer('request', checkName('request name', source.request), '', '', false, 'key', policy)
+    if (!('topic' in source))
+      throw new PeerpostError('OPTION_INVALID', 'Say what to pull from: { queue }, { topic } or { request }.')
     const { group, owner } = this.#membership({ ...source, durable: true })
     return this.#consumer('topic', checkPattern(source.topic), group, owner, source.durable === true, 'strict', policy)
   }
@@ -314,10 +381,13 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     for (const { row } of findLetters(this.turn.options.log, filter)) yield showLetter(row, this.id)
   }
 
-  async redrive(options: api.DeadLetterFilter & { ratePerSecond?: number; dryRun?: boolean } = {}): Promise<{ moved: number }> {
+  async redrive(
+    options: api.DeadLetterFilter & { ratePerSecond?: number; dryRun?: boolean } = {},
+  ): Promise<{ moved: number }> {
     this.#checkOpen()
     checkOptions('redrive', options, ['queue', 'topic', 'ids', 'ratePerSecond', 'dryRun'])
-    if (options.ratePerSecond !== undefined && !(options.ratePerSecond > 0)) throw new PeerpostError('OPTION_INVALID', 'ratePerSecond must be above 0.')
+    if (options.ratePerSecond !== undefined && !(options.ratePerSecond > 0))
+      throw new PeerpostError('OPTION_INVALID', 'ratePerSecond must be above 0.')
     // What dies again meanwhile is for the next time.
     const begun = this.#clock.wall()
     let moved = 0
@@ -326,7 +396,8 @@ export class LocalPeer implements api.Peer, DeliveryHost {
       if (options.dryRun !== true) {
         this.#redriveOne(letter)
         await new Promise<void>((resolve) => this.turn.afterCommit(resolve))
-        if (options.ratePerSecond) await new Promise<void>((resolve) => this.#clock.timer(1000 / options.ratePerSecond!, resolve))
+        if (options.ratePerSecond)
+          await new Promise<void>((resolve) => this.#clock.timer(1000 / options.ratePerSecond!, resolve))
       }
       moved++
     }
@@ -349,7 +420,13 @@ export class LocalPeer implements api.Peer, DeliveryHost {
       ttlMs: Number.POSITIVE_INFINITY,
       commitFirst: true,
     }
-    const route = outbox.route(row.kind, row.pattern ?? row.name, row.kind === 'topic' ? row.group : '', row.owner, true)
+    const route = outbox.route(
+      row.kind,
+      row.pattern ?? row.name,
+      row.kind === 'topic' ? row.group : '',
+      row.owner,
+      true,
+    )
     this.#sender.submit([route], draft)
     this.turn.commit([removeLetter(letter)], null)
     this.turn.store.settle.deadLetters--
@@ -386,7 +463,11 @@ export class LocalPeer implements api.Peer, DeliveryHost {
   declareLost(peer: string): { freed: number } {
     this.#checkOpen()
     const freed = this.turn.store.outbox.giveUp(peer as api.PeerId, this.#clock.now())
-    this.turn.report('RECEIVER_RESET', peer as api.PeerId, `declared lost by an operator: ${freed} messages in doubt there may run elsewhere`)
+    this.turn.report(
+      'RECEIVER_RESET',
+      peer as api.PeerId,
+      `declared lost by an operator: ${freed} messages in doubt there may run elsewhere`,
+    )
     return { freed }
   }
 
@@ -423,7 +504,12 @@ export class LocalPeer implements api.Peer, DeliveryHost {
   }
 
   #checkOpen(): void {
-    if (this.turn.failure) throw new PeerpostError('FAILED', `The peer has stopped: ${this.turn.failure.message} Open it again.`, this.turn.failure)
+    if (this.turn.failure)
+      throw new PeerpostError(
+        'FAILED',
+        `The peer has stopped: ${this.turn.failure.message} Open it again.`,
+        this.turn.failure,
+      )
     if (this.#state !== 'open') throw new PeerpostError('CLOSED', 'The peer is closed. Open it again to go on.')
   }
 }
@@ -510,7 +596,8 @@ class LocalConsumerHandle implements api.Consumer {
     this.taker.room = Number.NEGATIVE_INFINITY
     this.turn.removeTaker(this.taker, forget)
     const { clock } = this.turn.options
-    while (this.taker.active > 0 && this.turn.failure === null) await new Promise<void>((resolve) => clock.timer(2, resolve))
+    while (this.taker.active > 0 && this.turn.failure === null)
+      await new Promise<void>((resolve) => clock.timer(2, resolve))
   }
 
   [Symbol.asyncDispose](): Promise<void> {

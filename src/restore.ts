@@ -53,14 +53,30 @@ export function openStore(facts: OpenFacts, done: (opened: Opened | null, error:
   const kept = lineage.slice(-LINEAGE_MAX)
   const batch = [rows.put(rows.LINEAGE_KEY, kept), rows.put(rows.COMMIT_KEY, [commit + 1, openMs])]
   const { commitTimeoutMs } = facts.limits
-  const stopTimer = clock.timer(commitTimeoutMs, () => done(null, new PeerpostError('FAILED', `The store did not answer within ${commitTimeoutMs} ms. Check the disk, then start again.`)))
+  const stopTimer = clock.timer(commitTimeoutMs, () =>
+    done(
+      null,
+      new PeerpostError(
+        'FAILED',
+        `The store did not answer within ${commitTimeoutMs} ms. Check the disk, then start again.`,
+      ),
+    ),
+  )
   if (!rules.incarnationFirst) clock.defer(() => done(fill(facts, epoch, space, kept, commit + 1, openMs), null))
   log.commit(batch, (result) => {
     stopTimer()
     if (!rules.incarnationFirst) return
     if (result.kind === 'ok') done(fill(facts, epoch, space, kept, commit + 1, openMs), null)
-    else if (result.kind === 'full') done(null, new PeerpostError('FULL', `The store cannot be opened: no room (${result.reason}). Free some disk space.`))
-    else done(null, new PeerpostError('FAILED', `The store cannot be written: ${result.reason}. Check the disk, then start again.`))
+    else if (result.kind === 'full')
+      done(
+        null,
+        new PeerpostError('FULL', `The store cannot be opened: no room (${result.reason}). Free some disk space.`),
+      )
+    else
+      done(
+        null,
+        new PeerpostError('FAILED', `The store cannot be written: ${result.reason}. Check the disk, then start again.`),
+      )
   })
 }
 
@@ -71,7 +87,14 @@ function readCommit(log: Log): [commit: number, openMs: number] {
   return row === undefined ? [0, 0] : rows.read<[number, number]>(row)
 }
 
-function fill(facts: OpenFacts, epoch: number, space: SpaceId, lineage: rows.LineageEntry[], commit: number, openMs: number): Opened {
+function fill(
+  facts: OpenFacts,
+  epoch: number,
+  space: SpaceId,
+  lineage: rows.LineageEntry[],
+  commit: number,
+  openMs: number,
+): Opened {
   const { log, limits, rules, self, durability } = facts
   const outbox = new Outbox({ epoch, space }, durability, limits, rules)
   const inbox = new Inbox(limits, rules)
@@ -89,7 +112,11 @@ function fill(facts: OpenFacts, epoch: number, space: SpaceId, lineage: rows.Lin
   return { outbox, inbox, settle, epoch, space, lineage, commit, openMs, peers, stateLosses }
 }
 
-function each(log: Log, table: Parameters<typeof rows.tableRange>[0], visit: (key: Buffer, value: Buffer) => void): void {
+function each(
+  log: Log,
+  table: Parameters<typeof rows.tableRange>[0],
+  visit: (key: Buffer, value: Buffer) => void,
+): void {
   const [from, to] = rows.tableRange(table)
   log.scan(from, to, (key, value) => {
     visit(key, value)
@@ -114,13 +141,22 @@ function restoreOutbox(facts: OpenFacts, outbox: Outbox, lineage: readonly rows.
     outbox.restoreRoute(number, row, counters && rows.read<number[]>(counters), now)
     for (const line of linesOf(log, number, epoch)) {
       const space = spaces.get(line.epoch)
-      if (!space) throw new PeerpostError('STORE_DAMAGED', `The store holds messages of epoch ${line.epoch} and not the epoch itself. Restore it from a backup.`)
+      if (!space)
+        throw new PeerpostError(
+          'STORE_DAMAGED',
+          `The store holds messages of epoch ${line.epoch} and not the epoch itself. Restore it from a backup.`,
+        )
       const name = `${line.epoch}/${number}`
       outbox.restoreLane(number, { epoch: line.epoch, space }, line.first, line.last, touched.get(name) ?? [], now)
       touched.delete(name)
     }
   }
-  outbox.restoreTouched([...touched.keys()].map((name) => name.split('/').map(Number) as [number, number]), spaces, touched, now)
+  outbox.restoreTouched(
+    [...touched.keys()].map((name) => name.split('/').map(Number) as [number, number]),
+    spaces,
+    touched,
+    now,
+  )
 }
 
 /** First and last record of each epoch of a route: a few seeks, however many records there are. */
@@ -158,7 +194,9 @@ function restoreInbox(facts: OpenFacts, inbox: Inbox): void {
     const { space, route } = rows.doneOfKey(key)
     inbox.restoreLane(space, route, rows.read<rows.DoneRow>(value))
   })
-  each(log, 'tombstone', (key, value) => inbox.restoreTombstone(rows.tombstoneOfKey(key), rows.read<rows.TombstoneRow>(value)))
+  each(log, 'tombstone', (key, value) =>
+    inbox.restoreTombstone(rows.tombstoneOfKey(key), rows.read<rows.TombstoneRow>(value)),
+  )
   each(log, 'attempt', (key, value) => {
     const { space, route, sequence } = rows.attemptOfKey(key)
     inbox.restoreAttempt(space, route, sequence, rows.read<rows.AttemptRow>(value), self, clock.now(), clock.wall())

@@ -247,7 +247,9 @@ export class Lane {
   }
 
   get isFinished(): boolean {
-    return this.slots.length === 0 && this.stragglers.size === 0 && this.contested.size === 0 && this.loadedTo >= this.next
+    return (
+      this.slots.length === 0 && this.stragglers.size === 0 && this.contested.size === 0 && this.loadedTo >= this.next
+    )
   }
 
   add(entry: Entry): void {
@@ -315,7 +317,9 @@ export class Lane {
   /** What may be told as finished: all up to `through` except the exceptions. */
   get finished(): { through: number; exceptions: number[] } {
     // What is contested is not over: its other holder must still be able to say how it ended there.
-    const exceptions = [...this.stragglers.keys(), ...this.contested.keys()].filter((sequence) => sequence < this.base).sort((a, b) => a - b)
+    const exceptions = [...this.stragglers.keys(), ...this.contested.keys()]
+      .filter((sequence) => sequence < this.base)
+      .sort((a, b) => a - b)
     if (exceptions.length <= EXCEPTIONS_MAX) return { through: this.base - 1, exceptions }
     return { through: exceptions[EXCEPTIONS_MAX]! - 1, exceptions: exceptions.slice(0, EXCEPTIONS_MAX) }
   }
@@ -376,7 +380,8 @@ export class Route {
   /** Is there a consumer, with a store of this class, that takes messages now? */
   isServed(rank: number): boolean {
     if (this.isFenced) return false
-    for (const consumer of this.consumers) if (consumer.rank >= rank && consumer.carrier.isOpen && (consumer.messages > 0 || consumer.out > 0)) return true
+    for (const consumer of this.consumers)
+      if (consumer.rank >= rank && consumer.carrier.isOpen && (consumer.messages > 0 || consumer.out > 0)) return true
     return false
   }
 
@@ -400,7 +405,12 @@ export class Route {
 
   /** The first lane with messages on disk whose turn it is, where there is room in memory. */
   wantsLoad(): Lane | null {
-    if (this.free.length >= MEMORY_MESSAGES / 4 || this.inMemory >= MEMORY_MESSAGES || this.inMemoryBytes >= MEMORY_BYTES) return null
+    if (
+      this.free.length >= MEMORY_MESSAGES / 4 ||
+      this.inMemory >= MEMORY_MESSAGES ||
+      this.inMemoryBytes >= MEMORY_BYTES
+    )
+      return null
     for (const lane of this.lanes) {
       if (lane.loadedTo >= lane.next) continue
       // What is behind a fenced lane may hold later messages of its keys.
@@ -560,7 +570,8 @@ export class Route {
         continue
       }
       const bound = key.out > 0 ? key.at : null
-      const consumer = bound === null ? this.#choose(entry, wantTouch) : this.#fits(entry, bound, wantTouch) ? bound : null
+      const consumer =
+        bound === null ? this.#choose(entry, wantTouch) : this.#fits(entry, bound, wantTouch) ? bound : null
       if (consumer === null) {
         if (bound === null) return false
         bound.stalled.push(key)
@@ -578,7 +589,13 @@ export class Route {
     if (!consumer.canTake(entry.bytes)) return false
     if (this.rules.keepClass && !entry.lower && entry.write !== 'none' && consumer.rank < entry.rank) return false
     const lane = entry.lane
-    if (consumer.lane === lane || !this.rules.touchFirst || lane.isMemory || lane.touched.get(consumer.peer) === 'durable') return true
+    if (
+      consumer.lane === lane ||
+      !this.rules.touchFirst ||
+      lane.isMemory ||
+      lane.touched.get(consumer.peer) === 'durable'
+    )
+      return true
     if (!lane.touched.has(consumer.peer)) wantTouch(lane, consumer.peer)
     return false
   }

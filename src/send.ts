@@ -3,20 +3,33 @@
  * The first stage: checks what a caller passes in, encodes it once, gives it its identity, finds the routes it goes to,
  * and hands it to the outbox. Synchronous: whoever wants a promise makes it of the `Sent` (`peer.ts`).
  */
+
+import type { Draft } from './backlog.js'
 import { PeerpostError } from './errors.js'
 import { IdWindow } from './idwindow.js'
-import { Sent } from './sent.js'
 import { DURABILITY_RANK } from './log/log.js'
 import * as rows from './log/rows.js'
 import type * as api from './message.js'
 import { checkId, checkInteger, checkKey, checkName, checkOptions, LIMITS } from './options.js'
-import type { Draft } from './backlog.js'
 import type { Route } from './route.js'
+import { Sent } from './sent.js'
 import type { TxBuffer, TxSend } from './transaction.js'
 import { type Encoded, encodeBody, type Meta } from './transport/frame.js'
 import type { Turn } from './turn.js'
 
-export const SEND_OPTIONS = ['id', 'key', 'delayMs', 'at', 'ttlMs', 'priority', 'headers', 'durability', 'until', 'allowLower', 'signal']
+export const SEND_OPTIONS = [
+  'id',
+  'key',
+  'delayMs',
+  'at',
+  'ttlMs',
+  'priority',
+  'headers',
+  'durability',
+  'until',
+  'allowLower',
+  'signal',
+]
 export const NO_OPTIONS: api.SendOptions = Object.freeze({})
 
 /** The last moment that a Date knows, and a hundred years. */
@@ -68,22 +81,44 @@ export class Sender {
     const storeClass = this.turn.options.durability
     const encoded = encodeMessage(body)
     if (options === NO_OPTIONS)
-      return { key: '', meta: extra ?? undefined, body: encoded, durability: storeClass, lower: false, delayMs: 0, ttlMs: Number.POSITIVE_INFINITY, commitFirst }
+      return {
+        key: '',
+        meta: extra ?? undefined,
+        body: encoded,
+        durability: storeClass,
+        lower: false,
+        delayMs: 0,
+        ttlMs: Number.POSITIVE_INFINITY,
+        commitFirst,
+      }
     checkOptions('send', options, SEND_OPTIONS)
     const durability = options.durability ?? storeClass
-    if (!Object.hasOwn(DURABILITY_RANK, durability)) throw new PeerpostError('OPTION_INVALID', `durability must be memory, process or disk, not ${String(durability)}.`)
+    if (!Object.hasOwn(DURABILITY_RANK, durability))
+      throw new PeerpostError(
+        'OPTION_INVALID',
+        `durability must be memory, process or disk, not ${String(durability)}.`,
+      )
     if (DURABILITY_RANK[durability] > DURABILITY_RANK[storeClass])
-      throw new PeerpostError('OPTION_INVALID', `This peer's store is of class ${storeClass}; a message cannot be ${durability}. Open the peer with durability: '${durability}'.`)
+      throw new PeerpostError(
+        'OPTION_INVALID',
+        `This peer's store is of class ${storeClass}; a message cannot be ${durability}. Open the peer with durability: '${durability}'.`,
+      )
     if (options.until !== undefined && options.until !== 'stored' && options.until !== 'done')
       throw new PeerpostError('OPTION_INVALID', `until must be stored or done, not ${String(options.until)}.`)
     const delayMs = this.#delay(options)
     const meta = this.#meta(options, extra, delayMs)
-    const ttlMs = options.ttlMs === undefined ? Number.POSITIVE_INFINITY : checkInteger('ttlMs', options.ttlMs, 1, DELAY_MAX_MS)
+    const ttlMs =
+      options.ttlMs === undefined ? Number.POSITIVE_INFINITY : checkInteger('ttlMs', options.ttlMs, 1, DELAY_MAX_MS)
     return {
       key: options.key === undefined ? '' : checkKey(options.key),
       meta,
       body: encoded,
-      durability: durability === 'disk' || durability === storeClass ? storeClass : durability === 'memory' ? 'memory' : storeClass,
+      durability:
+        durability === 'disk' || durability === storeClass
+          ? storeClass
+          : durability === 'memory'
+            ? 'memory'
+            : storeClass,
       lower: options.allowLower === true,
       delayMs,
       ttlMs,
@@ -92,8 +127,10 @@ export class Sender {
   }
 
   #delay(options: api.SendOptions): number {
-    if (options.at !== undefined && options.delayMs !== undefined) throw new PeerpostError('OPTION_INVALID', 'Give either at or delayMs, not both.')
-    if (options.at !== undefined) return Math.max(0, checkInteger('at', Number(options.at), 0, TIME_MAX) - this.turn.options.clock.wall())
+    if (options.at !== undefined && options.delayMs !== undefined)
+      throw new PeerpostError('OPTION_INVALID', 'Give either at or delayMs, not both.')
+    if (options.at !== undefined)
+      return Math.max(0, checkInteger('at', Number(options.at), 0, TIME_MAX) - this.turn.options.clock.wall())
     return options.delayMs === undefined ? 0 : checkInteger('delayMs', options.delayMs, 0, DELAY_MAX_MS)
   }
 
@@ -101,16 +138,24 @@ export class Sender {
     const meta: Meta = { ...extra }
     if (options.id !== undefined) meta.i = checkId(options.id)
     if (options.headers !== undefined) meta.h = checkHeaders(options.headers)
-    if (options.priority !== undefined && checkInteger('priority', options.priority, 0, 9) !== 4) meta.p = options.priority
+    if (options.priority !== undefined && checkInteger('priority', options.priority, 0, 9) !== 4)
+      meta.p = options.priority
     if (options.ttlMs !== undefined) meta.t = options.ttlMs
     if (delayMs > 0) meta.d = Math.round(this.turn.options.clock.wall() + delayMs)
     return Object.keys(meta).length === 0 ? undefined : meta
   }
 
   /** Appends a checked message. */
-  #accept(routes: readonly Route[], kind: api.DestinationKind, name: string, draft: Draft, options: api.SendOptions): Sent {
+  #accept(
+    routes: readonly Route[],
+    kind: api.DestinationKind,
+    name: string,
+    draft: Draft,
+    options: api.SendOptions,
+  ): Sent {
     const { signal, id } = options
-    if (signal?.aborted) throw new PeerpostError('ABORTED', 'The send was aborted before it began; nothing was accepted.', signal.reason)
+    if (signal?.aborted)
+      throw new PeerpostError('ABORTED', 'The send was aborted before it began; nothing was accepted.', signal.reason)
     const known = id === undefined ? null : this.#knownId(kind, name, id)
     if (known) return known
     if (!this.turn.options.rules.quotaBeforeFrames) return this.#enterThenCheck(routes, kind, name, draft, id)
@@ -118,7 +163,13 @@ export class Sender {
     return this.#enter(routes, kind, name, draft, id)
   }
 
-  #enter(routes: readonly Route[], kind: api.DestinationKind, name: string, draft: Draft, id: string | undefined): Sent {
+  #enter(
+    routes: readonly Route[],
+    kind: api.DestinationKind,
+    name: string,
+    draft: Draft,
+    id: string | undefined,
+  ): Sent {
     const sent = this.#newSent(draft)
     if (id !== undefined) this.#rememberId(kind, name, id, sent)
     this.turn.submit(routes, draft, sent)
@@ -126,7 +177,13 @@ export class Sender {
   }
 
   /** Rule P6 switched off: by the time the quota refuses a message, it is on its way. */
-  #enterThenCheck(routes: readonly Route[], kind: api.DestinationKind, name: string, draft: Draft, id: string | undefined): Sent {
+  #enterThenCheck(
+    routes: readonly Route[],
+    kind: api.DestinationKind,
+    name: string,
+    draft: Draft,
+    id: string | undefined,
+  ): Sent {
     const sent = this.#enter(routes, kind, name, draft, id)
     this.turn.checkRoom(0)
     return sent
@@ -172,7 +229,12 @@ export class Sender {
     const isQueue = kind === 'send'
     checkName(isQueue ? 'queue name' : 'topic', name)
     const kept = body instanceof Uint8Array ? Buffer.from(body) : body
-    const draft = this.draft(kept, options, isQueue ? null : { n: name }, this.turn.options.rules.transactionBeforeFrames)
+    const draft = this.draft(
+      kept,
+      options,
+      isQueue ? null : { n: name },
+      this.turn.options.rules.transactionBeforeFrames,
+    )
     this.turn.checkRoom(draft.body.bytes.length)
     return { kind, name, draft, id: options.id }
   }
@@ -196,19 +258,27 @@ export const BODY_BYTES = LIMITS.frameBytes - 128 * 1024
 export function encodeMessage(body: unknown): Encoded {
   const encoded = encodeBody(body)
   if (encoded.bytes.length <= BODY_BYTES) return encoded
-  throw new PeerpostError('BODY_TOO_LARGE', `The body has ${encoded.bytes.length} bytes; ${BODY_BYTES} are allowed. Send it in parts, or send where it is kept.`)
+  throw new PeerpostError(
+    'BODY_TOO_LARGE',
+    `The body has ${encoded.bytes.length} bytes; ${BODY_BYTES} are allowed. Send it in parts, or send where it is kept.`,
+  )
 }
 
 function checkHeaders(headers: api.Headers): Record<string, string> {
   const checked: Record<string, string> = {}
   let bytes = 0
   for (const [name, value] of Object.entries(headers)) {
-    if (typeof value !== 'string') throw new PeerpostError('HEADERS_INVALID', `The header ${name} must be a string, not ${typeof value}.`)
-    if (name === '' || name === '__proto__' || name === 'constructor' || name === 'prototype') throw new PeerpostError('HEADERS_INVALID', `"${name}" cannot be a header's name.`)
+    if (typeof value !== 'string')
+      throw new PeerpostError('HEADERS_INVALID', `The header ${name} must be a string, not ${typeof value}.`)
+    if (name === '' || name === '__proto__' || name === 'constructor' || name === 'prototype')
+      throw new PeerpostError('HEADERS_INVALID', `"${name}" cannot be a header's name.`)
     bytes += Buffer.byteLength(name) + Buffer.byteLength(value)
     checked[name] = value
   }
-  if (bytes > LIMITS.headerBytes) throw new PeerpostError('HEADERS_INVALID', `Headers may have ${LIMITS.headerBytes} bytes in all; these have ${bytes}. Put the rest into the body.`)
+  if (bytes > LIMITS.headerBytes)
+    throw new PeerpostError(
+      'HEADERS_INVALID',
+      `Headers may have ${LIMITS.headerBytes} bytes in all; these have ${bytes}. Put the rest into the body.`,
+    )
   return checked
 }
-

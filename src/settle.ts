@@ -98,7 +98,14 @@ export class Settle {
   }
 
   /** Failed: a retry after the backoff, or a dead letter once the deliveries are used up. Gives which. */
-  failed(held: Held, reason: string, delayMs: number | undefined, now: number, wallNow: number, random: number): 'retry' | 'dead' {
+  failed(
+    held: Held,
+    reason: string,
+    delayMs: number | undefined,
+    now: number,
+    wallNow: number,
+    random: number,
+  ): 'retry' | 'dead' {
     const { policy } = held.consumer
     const attempts = held.attempts + 1
     const history = bounded([...held.history, this.#attempt(held, attempts, reason, now, wallNow)])
@@ -209,7 +216,14 @@ export class Settle {
   }
 
   get wantsCommit(): boolean {
-    return this.#pending.length > 0 || this.#changes.length > 0 || this.#alone.length > 0 || this.#first.length > 0 || this.#nacks.length > 0 || this.#later.length > 0
+    return (
+      this.#pending.length > 0 ||
+      this.#changes.length > 0 ||
+      this.#alone.length > 0 ||
+      this.#first.length > 0 ||
+      this.#nacks.length > 0 ||
+      this.#later.length > 0
+    )
   }
 
   /** Marks that nobody waits for: they are written soon, also where nothing else is. */

@@ -1,10 +1,11 @@
 /** What is where, for people: status, the outcome of a message, its story. Reads the machines and the log, changes nothing. */
+
+import { findLetters } from './deadletter.js'
 import * as rows from './log/rows.js'
 import type { Explanation, OutcomeAnswer, PeerId, RouteStatus, Status } from './message.js'
 import { Outbox } from './outbox.js'
 import type { Lane, Route } from './route.js'
 import { data } from './transport/frame.js'
-import { findLetters } from './deadletter.js'
 import type { Turn } from './turn.js'
 
 export class Inspector {
@@ -18,7 +19,9 @@ export class Inspector {
     const { turn } = this
     const { store, options } = turn
     const now = options.clock.now()
-    const routes = [...store.outbox.routes.values()].filter((route) => route.kind !== 'reply').map((route) => this.#route(route, now))
+    const routes = [...store.outbox.routes.values()]
+      .filter((route) => route.kind !== 'reply')
+      .map((route) => this.#route(route, now))
     return {
       id: options.proofs.peerId,
       name: this.name,
@@ -73,7 +76,8 @@ export class Inspector {
     }
     if (route.consumers.length === 0) return 'a consumer'
     if (!route.consumers.some((consumer) => consumer.messages > 0)) return 'credit: its consumers are busy'
-    if (route.inFlight === 0 && route.consumers.every((consumer) => consumer.rank < 2)) return 'a consumer whose store has the class of the messages'
+    if (route.inFlight === 0 && route.consumers.every((consumer) => consumer.rank < 2))
+      return 'a consumer whose store has the class of the messages'
     return undefined
   }
 
@@ -81,7 +85,11 @@ export class Inspector {
     let found: { sequence: number; number: number; created: number } | null = null
     const start = rows.recordKey(lane.route.number, lane.epoch, from)
     this.turn.options.log.scan(start, rows.recordKey(lane.route.number, lane.epoch + 1, 0), (key, value) => {
-      found = { sequence: rows.recordOfKey(key).sequence, number: data.number(value, 0), created: data.created(value, 0) }
+      found = {
+        sequence: rows.recordOfKey(key).sequence,
+        number: data.number(value, 0),
+        created: data.created(value, 0),
+      }
       return false
     })
     return found
@@ -141,11 +149,15 @@ export class Inspector {
       for (const line of this.turn.store.outbox.storyOf(place.space, place.number)) story.push(line)
     }
     for (const { row } of findLetters(this.turn.options.log, { ids: [id] })) {
-      for (const attempt of row.attempts) story.push(`Delivery ${attempt.attempt} at ${new Date(attempt.at).toISOString()} failed: ${attempt.reason}.`)
-      story.push(`It is a dead letter here since ${new Date(row.deadAt).toISOString()}: ${row.reason}. Redrive or discard it.`)
+      for (const attempt of row.attempts)
+        story.push(`Delivery ${attempt.attempt} at ${new Date(attempt.at).toISOString()} failed: ${attempt.reason}.`)
+      story.push(
+        `It is a dead letter here since ${new Date(row.deadAt).toISOString()}: ${row.reason}. Redrive or discard it.`,
+      )
     }
     if (outcome === 'done') story.push('A consumer is done with it.')
-    if (outcome === 'unknown' && story.length === 0) story.push('This peer did not send it, or it was before what is remembered.')
+    if (outcome === 'unknown' && story.length === 0)
+      story.push('This peer did not send it, or it was before what is remembered.')
     return { id, outcome, story }
   }
 }

@@ -3,9 +3,10 @@
  * checked at the end against everything written since (rule P17). One process owns a store, so conflicts are decided in
  * memory, before the batch.
  */
+
+import type { Draft } from './backlog.js'
 import type { Change } from './log/log.js'
 import * as rows from './log/rows.js'
-import type { Draft } from './backlog.js'
 
 export interface TxSend {
   readonly kind: 'send' | 'publish'
@@ -120,6 +121,7 @@ export class State {
     this.#durable = version
     let oldest = version
     for (const tx of this.#open) oldest = Math.min(oldest, tx.startVersion)
-    for (const [key, { version: written }] of this.#recent) if (written <= oldest && written <= this.#durable) this.#recent.delete(key)
+    for (const [key, { version: written }] of this.#recent)
+      if (written <= oldest && written <= this.#durable) this.#recent.delete(key)
   }
 }

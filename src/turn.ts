@@ -4,24 +4,25 @@
  *
  *   frames  →  commit  →  acknowledgements and confirmations
  */
+
+import type { Draft } from './backlog.js'
 import type { Cancel, Clock } from './clock.js'
-import { PeerpostError, reasonOf } from './errors.js'
 import { refusedLetter } from './deadletter.js'
+import { PeerpostError, reasonOf } from './errors.js'
 import { Exchange } from './exchange.js'
 import { Handlers } from './handler.js'
 import type { Held, LocalConsumer, Taker } from './hold.js'
 import { Incarnations } from './incarnation.js'
-import type { Sent } from './sent.js'
 import type { LinkConnection, Proofs } from './link.js'
 import { Links, type Network } from './links.js'
 import type { Change, CommitResult, Durability, Log } from './log/log.js'
 import * as rows from './log/rows.js'
 import type { DestinationKind, PeerEvents, PeerId, SpaceId, StateLoss } from './message.js'
 import { LIMITS, type Limits } from './options.js'
-import type { Draft } from './backlog.js'
-import type { Route } from './route.js'
 import { type Opened, openStore } from './restore.js'
+import type { Route } from './route.js'
 import type { Rules } from './rules.js'
+import type { Sent } from './sent.js'
 import { State } from './transaction.js'
 import { FRAME } from './transport/frame.js'
 
@@ -95,7 +96,8 @@ export class Turn {
       commitTold: (peer, commit) => this.incarnations.commitTold(peer, commit),
       overdue: (held, verdict) => this.#overdue(held, verdict),
       withdraw: (space, route, sequence) => this.#withdraw(space, route, sequence),
-      stale: (peer) => this.report('STALE_ROUTE', peer, 'messages of a space that it has forgotten are dead letters here'),
+      stale: (peer) =>
+        this.report('STALE_ROUTE', peer, 'messages of a space that it has forgotten are dead letters here'),
       subscribed: (link, consumer) => this.afterCommit(() => link.writer.control(FRAME.subscribed, [consumer])),
       confirmed: (consumer) => this.onSubscribed?.(consumer),
     })
@@ -130,7 +132,15 @@ export class Turn {
   /** The peer is linked to itself, as the incarnation that it is now. */
   linkSelf(): void {
     const { proofs, name, storeId, durability } = this.options
-    this.links.linkSelf({ peer: proofs.peerId, storeId, epoch: this.store.epoch, space: this.store.space, counter: 0, name, durability })
+    this.links.linkSelf({
+      peer: proofs.peerId,
+      storeId,
+      epoch: this.store.epoch,
+      space: this.store.space,
+      counter: 0,
+      name,
+      durability,
+    })
   }
 
   /** Everything stops at once, as if the process had died: nothing is sent, written or told any more. */
@@ -146,7 +156,13 @@ export class Turn {
     this.failure = error
     this.kill()
     const code = this.options.rules.unknownIsUnknown ? 'UNKNOWN' : 'FULL'
-    this.#leaveUnknown(new PeerpostError(code, `The peer stopped before this was confirmed: ${error.message} Send it again with the same id.`, error))
+    this.#leaveUnknown(
+      new PeerpostError(
+        code,
+        `The peer stopped before this was confirmed: ${error.message} Send it again with the same id.`,
+        error,
+      ),
+    )
     this.options.emit('failed', error)
   }
 
@@ -177,7 +193,9 @@ export class Turn {
     this.links.close('CLOSED')
     this.#isDead = true
     this.#timer?.()
-    this.#leaveUnknown(new PeerpostError('UNKNOWN', 'The peer closed before this was confirmed. Send it again with the same id.'))
+    this.#leaveUnknown(
+      new PeerpostError('UNKNOWN', 'The peer closed before this was confirmed. Send it again with the same id.'),
+    )
   }
 
   /** Runs `work` of the shell; a broken invariant or a damaged row stops the peer. */
@@ -206,9 +224,16 @@ export class Turn {
 
   /** Throws FULL where the quota leaves no room (rule P6). */
   checkRoom(bytes: number): void {
-    if (this.#isFull) throw new PeerpostError('FULL', 'The disk has no room for the store. Free some space; the peer goes on by itself.')
+    if (this.#isFull)
+      throw new PeerpostError(
+        'FULL',
+        'The disk has no room for the store. Free some space; the peer goes on by itself.',
+      )
     if (this.store.outbox.hasRoom(bytes, this.options.log.bytes())) return
-    throw new PeerpostError('FULL', 'The store has reached its quota: consumers are behind. Wait, add consumers, or raise quotaBytes.')
+    throw new PeerpostError(
+      'FULL',
+      'The store has reached its quota: consumers are behind. Wait, add consumers, or raise quotaBytes.',
+    )
   }
 
   /** Rows that commit with the next batch; `done` once it is durable. */
@@ -240,7 +265,8 @@ export class Turn {
     const { consumer } = taker
     if (isLast && !taker.isPull) {
       for (const held of inbox.removeConsumer(consumer)) settle.returned(held)
-      for (const link of this.links.up.values()) if (link.announced.delete(consumer.number)) link.writer.control(FRAME.unconsume, [consumer.number, forget])
+      for (const link of this.links.up.values())
+        if (link.announced.delete(consumer.number)) link.writer.control(FRAME.unconsume, [consumer.number, forget])
     } else if (isLast) for (const held of inbox.releaseHeld(consumer)) settle.returned(held)
     this.schedule()
   }
@@ -253,7 +279,8 @@ export class Turn {
     for (const consumer of [...inbox.consumers.values()]) {
       if (consumer.kind === 'reply') continue
       for (const held of inbox.removeConsumer(consumer)) settle.returned(held)
-      for (const link of this.links.up.values()) if (link.announced.delete(consumer.number)) link.writer.control(FRAME.unconsume, [consumer.number, false])
+      for (const link of this.links.up.values())
+        if (link.announced.delete(consumer.number)) link.writer.control(FRAME.unconsume, [consumer.number, false])
     }
     this.schedule()
   }
@@ -359,16 +386,26 @@ export class Turn {
   #due(now: number): void {
     const { outbox } = this.store
     if (outbox.nextDue <= now)
-      for (const peer of outbox.tick(now)) this.options.emit('warning', { code: 'FAILOVER', message: `${peer} has been away for too long: what it had may run elsewhere, marked as redelivered.` })
+      for (const peer of outbox.tick(now))
+        this.options.emit('warning', {
+          code: 'FAILOVER',
+          message: `${peer} has been away for too long: what it had may run elsewhere, marked as redelivered.`,
+        })
     if (this.handlers.nextDue <= now) for (const held of this.handlers.tick(now)) this.#leaseLost(held)
     if (this.#committing?.isWithLog && now - this.#committing.since >= this.options.limits.commitTimeoutMs)
-      throw new PeerpostError('FAILED', `A commit did not end within ${this.options.limits.commitTimeoutMs} ms. Check the disk, then start the peer again.`)
+      throw new PeerpostError(
+        'FAILED',
+        `A commit did not end within ${this.options.limits.commitTimeoutMs} ms. Check the disk, then start the peer again.`,
+      )
     if (now < this.#nextBeat) return
     this.#nextBeat = now + this.options.limits.heartbeatMs
     this.#isBeat = true
     this.links.beat(now)
     for (const route of this.store.outbox.sweep(now, LIMITS.ephemeralIdleMs))
-      this.options.emit('warning', { code: 'SUBSCRIPTION_IDLE', message: `The subscription "${route.name}" stayed away for too long: its backlog has expired.` })
+      this.options.emit('warning', {
+        code: 'SUBSCRIPTION_IDLE',
+        message: `The subscription "${route.name}" stayed away for too long: its backlog has expired.`,
+      })
   }
 
   /** Called with a message whose lease is over, so that its handler can be told. */
@@ -433,7 +470,8 @@ export class Turn {
 
   /** All that handlers and pullers have under a lease. */
   *runningOnes(): Iterable<Held> {
-    for (const lane of this.store.inbox.lanes.values()) for (const held of lane.active.values()) if (held.taker !== null) yield held
+    for (const lane of this.store.inbox.lanes.values())
+      for (const held of lane.active.values()) if (held.taker !== null) yield held
   }
 
   #withdrawals(): void {
@@ -453,7 +491,12 @@ export class Turn {
   #commit(now: number): void {
     if (this.#committing || this.#isFull) return
     const { outbox, inbox, settle } = this.store
-    const isUrgent = outbox.wantsCommit(now) || inbox.wantsCommit || settle.wantsCommit || this.#changes.length > 0 || this.#waiters.length > 0
+    const isUrgent =
+      outbox.wantsCommit(now) ||
+      inbox.wantsCommit ||
+      settle.wantsCommit ||
+      this.#changes.length > 0 ||
+      this.#waiters.length > 0
     if (!isUrgent) {
       // What is remembered of a peer rides along with what relies on it; alone it would make idle peers write for ever.
       if (!outbox.hasLazy && !settle.hasMarks) return
@@ -469,7 +512,14 @@ export class Turn {
     this.incarnations.collect(batch)
     const commit = this.commitNumber + 1
     batch.push(rows.put(rows.COMMIT_KEY, [commit, this.openMs]))
-    this.#committing = { batch, commit, stateVersion: this.state.version, waiters: this.#waiters, since: now, isWithLog: false }
+    this.#committing = {
+      batch,
+      commit,
+      stateVersion: this.state.version,
+      waiters: this.#waiters,
+      since: now,
+      isWithLog: false,
+    }
     this.#waiters = []
     this.#send()
   }
@@ -484,9 +534,17 @@ export class Turn {
   #committed(running: RunningCommit, result: CommitResult): void {
     const { clock } = this.options
     running.isWithLog = false
-    if (result.kind === 'failed') throw new PeerpostError('FAILED', `The store failed: ${result.reason}. What was not confirmed is unknown; start the peer again.`)
+    if (result.kind === 'failed')
+      throw new PeerpostError(
+        'FAILED',
+        `The store failed: ${result.reason}. What was not confirmed is unknown; start the peer again.`,
+      )
     if (result.kind === 'full') {
-      if (!this.#isFull) this.options.emit('warning', { code: 'FULL', message: `The store has no room (${result.reason}). Sending waits; free some space.` })
+      if (!this.#isFull)
+        this.options.emit('warning', {
+          code: 'FULL',
+          message: `The store has no room (${result.reason}). Sending waits; free some space.`,
+        })
       this.#isFull = true
       clock.timer(FULL_RETRY_MS, () => this.#guard(() => this.#send()))
       return
@@ -494,7 +552,11 @@ export class Turn {
     this.#isFull = false
     this.#committing = null
     const now = clock.now()
-    if (now - running.since > SLOW_COMMIT_MS) this.options.emit('warning', { code: 'SLOW_DISK', message: `A commit took ${Math.round(now - running.since)} ms. Check the disk.` })
+    if (now - running.since > SLOW_COMMIT_MS)
+      this.options.emit('warning', {
+        code: 'SLOW_DISK',
+        message: `A commit took ${Math.round(now - running.since)} ms. Check the disk.`,
+      })
     this.commitNumber = running.commit
     this.store.outbox.committed(now)
     this.state.committed(running.stateVersion)
@@ -559,7 +621,11 @@ export class Turn {
       self: () => {
         const { proofs, name, storeId, durability } = this.options
         const { epoch, space, lineage } = this.store
-        return { hello: { peer: proofs.peerId, storeId, epoch, space, name, durability }, lineage, commit: this.commitNumber }
+        return {
+          hello: { peer: proofs.peerId, storeId, epoch, space, name, durability },
+          lineage,
+          commit: this.commitNumber,
+        }
       },
       remembered: (peer) => this.store.peers.get(peer),
       accepted: (hello, loss, done) => this.incarnations.accepted(hello, loss, done),
@@ -614,7 +680,15 @@ export class Turn {
   /** Is everything written and told that was begun? */
   get isQuiet(): boolean {
     const { outbox, inbox, settle } = this.store
-    return !this.#committing && outbox.isWritten && !outbox.hasLazy && !inbox.wantsCommit && !settle.wantsCommit && this.#changes.length === 0 && this.#waiters.length === 0
+    return (
+      !this.#committing &&
+      outbox.isWritten &&
+      !outbox.hasLazy &&
+      !inbox.wantsCommit &&
+      !settle.wantsCommit &&
+      this.#changes.length === 0 &&
+      this.#waiters.length === 0
+    )
   }
 
   get isFull(): boolean {

@@ -9,8 +9,9 @@
  * Where many wait, acknowledgements take long because each waits its turn; to write then makes all of them slower still.
  * So many may wait longer: as long as it leaves the sender `LEAST_PER_MS`.
  */
-import type { Entry } from './route.js'
+
 import { Deque } from './queue.js'
+import type { Entry } from './route.js'
 
 /** Longest wait of few. Acknowledgements that take longer than half of it are not waited for. */
 const PATIENCE_MS = 10

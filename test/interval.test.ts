@@ -16,13 +16,11 @@ t.test('it is the set of what was added, whatever the order', async (t) => {
   const step = fc.oneof(
     number.map((n) => ({ kind: 'add' as const, n })),
     fc.tuple(number, number).map(([a, b]) => ({ kind: 'range' as const, from: Math.min(a, b), to: Math.max(a, b) })),
-    fc
-      .tuple(number, fc.uniqueArray(number, { maxLength: 8 }))
-      .map(([through, exceptions]) => ({
-        kind: 'through' as const,
-        through,
-        exceptions: exceptions.sort((a, b) => a - b),
-      })),
+    fc.tuple(number, fc.uniqueArray(number, { maxLength: 8 })).map(([through, exceptions]) => ({
+      kind: 'through' as const,
+      through,
+      exceptions: exceptions.sort((a, b) => a - b),
+    })),
   )
   fc.assert(
     fc.property(fc.array(step, { maxLength: 30 }), number, number, (steps, a, b) => {

@@ -4,8 +4,8 @@ import type { PeerId, SpaceId } from '../src/message.js'
 import { LIMITS, type Limits } from '../src/options.js'
 import { Outbox } from '../src/outbox.js'
 import { type Carrier, RemoteConsumer, type Route } from '../src/route.js'
-import type { Sent } from '../src/sent.js'
 import { ALL_RULES } from '../src/rules.js'
+import type { Sent } from '../src/sent.js'
 import { data, encodeBody, FRAME, PacketWriter, readPacket } from '../src/transport/frame.js'
 
 const SPACE = 'ab'.repeat(16) as SpaceId
@@ -22,7 +22,13 @@ class Bench {
   }
 
   consumer(name: string, credit = 100): { carrier: Carrier & { isOpen: boolean }; remote: RemoteConsumer } {
-    const carrier = { peer: name as PeerId, isOpen: true, writer: new PacketWriter(), lanes: new Map(), toldEnded: new Map() }
+    const carrier = {
+      peer: name as PeerId,
+      isOpen: true,
+      writer: new PacketWriter(),
+      lanes: new Map(),
+      toldEnded: new Map(),
+    }
     const remote = new RemoteConsumer(carrier, 1, 'queue', 'q', '', '', 'key', false, 2)
     this.outbox.addConsumer(remote)
     this.outbox.credit(remote, credit, 1_000_000)

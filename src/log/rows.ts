@@ -35,7 +35,10 @@ export function tableRange(table: Table): [from: Buffer, to: Buffer] {
 }
 
 function key(table: Table, ...parts: Array<Buffer | string>): Buffer {
-  return Buffer.concat([Buffer.from([TABLE[table]]), ...parts.map((part) => (typeof part === 'string' ? Buffer.from(part) : part))])
+  return Buffer.concat([
+    Buffer.from([TABLE[table]]),
+    ...parts.map((part) => (typeof part === 'string' ? Buffer.from(part) : part)),
+  ])
 }
 
 const u32 = (value: number): Buffer => {
@@ -113,7 +116,8 @@ export const partKey = (route: number, epoch: number, sequence: number, slice: n
   key('part', recordKey(route, epoch, sequence).subarray(1), u32(slice))
 
 /** The consumer may hold messages of this route's space (rule P1). */
-export const touchedKey = (epoch: number, route: number, peer: string): Buffer => key('touched', u32(epoch), u32(route), peer)
+export const touchedKey = (epoch: number, route: number, peer: string): Buffer =>
+  key('touched', u32(epoch), u32(route), peer)
 export const touchedOfKey = (at: Buffer): { epoch: number; route: number; peer: PeerId } => ({
   epoch: at.readUInt32BE(1),
   route: at.readUInt32BE(5),
@@ -122,7 +126,10 @@ export const touchedOfKey = (at: Buffer): { epoch: number; route: number; peer: 
 
 /** `dead` or `expired`: without a row, what is finished is done (rule P18). */
 export const outcomeKey = (epoch: number, number: number): Buffer => key('outcome', u32(epoch), u48(number))
-export const outcomeOfKey = (at: Buffer): { epoch: number; number: number } => ({ epoch: at.readUInt32BE(1), number: at.readUIntBE(5, 6) })
+export const outcomeOfKey = (at: Buffer): { epoch: number; number: number } => ({
+  epoch: at.readUInt32BE(1),
+  number: at.readUIntBE(5, 6),
+})
 
 /** A caller's id, for the window of repeats. */
 export interface IdRow {
@@ -137,10 +144,15 @@ const ID_KINDS: readonly DestinationKind[] = ['queue', 'topic', 'request', 'repl
  * The id comes first, so that an id alone finds its rows. Neither it nor the name has control characters: the byte of
  * the kind ends it, and the longest id and name just fit into a key.
  */
-export const idKey = (kind: DestinationKind, name: string, id: string): Buffer => key('id', id, Buffer.from([ID_KINDS.indexOf(kind)]), name)
+export const idKey = (kind: DestinationKind, name: string, id: string): Buffer =>
+  key('id', id, Buffer.from([ID_KINDS.indexOf(kind)]), name)
 /** All rows of one id, whatever it was sent to. */
-export const idRange = (id: string): [from: Buffer, to: Buffer] => [key('id', id, Buffer.from([0])), key('id', id, Buffer.from([ID_KINDS.length]))]
-export const idAgeKey = (at: number, epoch: number, number: number): Buffer => key('idAge', u48(at), u32(epoch), u48(number))
+export const idRange = (id: string): [from: Buffer, to: Buffer] => [
+  key('id', id, Buffer.from([0])),
+  key('id', id, Buffer.from([ID_KINDS.length])),
+]
+export const idAgeKey = (at: number, epoch: number, number: number): Buffer =>
+  key('idAge', u48(at), u32(epoch), u48(number))
 
 // --- the other peer, and the consumer's side
 
@@ -220,7 +232,10 @@ export interface DeadLetterRow {
 export const deadLetterKey = (id: string, space: SpaceId, route: number, sequence: number): Buffer =>
   key('deadLetter', id, Buffer.from([0]), Buffer.from(space, 'hex'), u32(route), u48(sequence))
 /** All dead letters of one message id. */
-export const deadLetterRange = (id: string): [from: Buffer, to: Buffer] => [key('deadLetter', id, Buffer.from([0])), key('deadLetter', id, Buffer.from([1]))]
+export const deadLetterRange = (id: string): [from: Buffer, to: Buffer] => [
+  key('deadLetter', id, Buffer.from([0])),
+  key('deadLetter', id, Buffer.from([1])),
+]
 
 export const stateKey = (name: string): Buffer => key('state', name)
 export const stateOfKey = (at: Buffer): string => at.toString('utf8', 1)
@@ -228,4 +243,5 @@ export const stateOfKey = (at: Buffer): string => at.toString('utf8', 1)
 export const stateLossKey = (at: number, serial: number): Buffer => key('stateLoss', u48(at), u32(serial))
 
 /** Reserved, not written yet: a durable subscription of this peer's own, so that it stays subscribed before its handler is registered again. */
-export const subscriptionKey = (pattern: string, group: string): Buffer => key('subscription', u32(Buffer.byteLength(pattern)), pattern, group)
+export const subscriptionKey = (pattern: string, group: string): Buffer =>
+  key('subscription', u32(Buffer.byteLength(pattern)), pattern, group)

@@ -22,7 +22,11 @@ export class Replies {
   }
 
   /** A correlation and the promise of its reply, which rejects with TIMEOUT, ABORTED or REQUEST_FAILED. */
-  expect(name: string, timeoutMs: number, signal: AbortSignal | undefined): { correlation: string; reply: Promise<unknown> } {
+  expect(
+    name: string,
+    timeoutMs: number,
+    signal: AbortSignal | undefined,
+  ): { correlation: string; reply: Promise<unknown> } {
     const correlation = `${this.#prefix}${(this.#next++).toString(36)}`
     const reply = new Promise<unknown>((resolve, reject) => {
       const give = (error: Error): void => {
@@ -30,9 +34,18 @@ export class Replies {
         reject(error)
       }
       const stop = this.clock.timer(timeoutMs, () =>
-        give(new PeerpostError('TIMEOUT', `No reply to "${name}" came within ${timeoutMs} ms. Is a responder running and linked? The request may have run.`)),
+        give(
+          new PeerpostError(
+            'TIMEOUT',
+            `No reply to "${name}" came within ${timeoutMs} ms. Is a responder running and linked? The request may have run.`,
+          ),
+        ),
       )
-      signal?.addEventListener('abort', () => give(new PeerpostError('ABORTED', `The request "${name}" was aborted; it may have run.`, signal.reason)), { once: true })
+      signal?.addEventListener(
+        'abort',
+        () => give(new PeerpostError('ABORTED', `The request "${name}" was aborted; it may have run.`, signal.reason)),
+        { once: true },
+      )
       this.#waiting.set(correlation, { resolve, reject, stop })
     })
     // Whoever awaits the send first must not meet an unhandled rejection.

@@ -7,11 +7,15 @@ import { checkName, LIMITS } from '../options.js'
 
 /** Throws PATTERN_INVALID unless `pattern` is a topic with `*` as whole tokens and `>` only at the end. */
 export function checkPattern(pattern: unknown): string {
-  if (typeof pattern !== 'string') throw new PeerpostError('PATTERN_INVALID', `A pattern must be a string, not ${typeof pattern}.`)
+  if (typeof pattern !== 'string')
+    throw new PeerpostError('PATTERN_INVALID', `A pattern must be a string, not ${typeof pattern}.`)
   const tokens = pattern.split('.')
   const end = tokens.indexOf('>')
   if (end !== -1 && end !== tokens.length - 1)
-    throw new PeerpostError('PATTERN_INVALID', `In the pattern "${pattern}", > may only be the last token: it stands for all that follows.`)
+    throw new PeerpostError(
+      'PATTERN_INVALID',
+      `In the pattern "${pattern}", > may only be the last token: it stands for all that follows.`,
+    )
   try {
     checkName('pattern', tokens.map((token) => (token === '*' || token === '>' ? 'x' : token)).join('.'))
   } catch (thrown) {

@@ -17,7 +17,8 @@ const REASON_CHARACTERS = 1000
 const CONTROL = /[\u0000-\u001f\u007f]/
 
 function whole(value: unknown, max: number): number {
-  if (typeof value !== 'number' || !Number.isSafeInteger(value) || value < 0 || value > max) throw violation('a number is missing or out of range')
+  if (typeof value !== 'number' || !Number.isSafeInteger(value) || value < 0 || value > max)
+    throw violation('a number is missing or out of range')
   return value
 }
 
@@ -35,7 +36,8 @@ export function list(value: unknown): unknown[] {
 
 /** Text that may become part of a row or a line of a terminal. */
 export function text(value: unknown): string {
-  if (typeof value !== 'string' || value.length > TEXT_CHARACTERS || CONTROL.test(value)) throw violation('a text is missing, too long, or has control characters')
+  if (typeof value !== 'string' || value.length > TEXT_CHARACTERS || CONTROL.test(value))
+    throw violation('a text is missing, too long, or has control characters')
   return value
 }
 
@@ -81,7 +83,8 @@ export function ranges(value: unknown): number[] {
   if (ends.length % 2 !== 0) throw violation('a range has no end')
   let last = 0
   for (let i = 0; i < ends.length; i += 2) {
-    if (sequence(ends[i]) <= last || sequence(ends[i + 1]) < (ends[i] as number)) throw violation('ranges are out of order')
+    if (sequence(ends[i]) <= last || sequence(ends[i + 1]) < (ends[i] as number))
+      throw violation('ranges are out of order')
     last = ends[i + 1] as number
   }
   return ends as number[]
@@ -105,7 +108,8 @@ export function history(value: unknown): NonNullable<Meta['a']> | null {
 /** What a data frame carries beside its body. */
 export function checkMeta(meta: Meta | undefined): void {
   if (meta === undefined) return
-  if (meta === null || typeof meta !== 'object' || Array.isArray(meta) || Buffer.isBuffer(meta) || meta instanceof Date) throw violation('the meta of a message is no map')
+  if (meta === null || typeof meta !== 'object' || Array.isArray(meta) || Buffer.isBuffer(meta) || meta instanceof Date)
+    throw violation('the meta of a message is no map')
   const { i, h, p, t, d, r, a, n } = meta
   if (i !== undefined) name(i)
   if (h !== undefined) checkHeaders(h)

@@ -74,18 +74,24 @@ export function encodeValue(value: unknown): Buffer {
   }
   const end = checkValue(bytes, 0, 0)
   if (end !== bytes.length)
-    throw new PeerpostError('BODY_NOT_ENCODABLE', `The body holds something that is no plain value, or is nested deeper than ${MAX_DEPTH}. Send plain values or bytes.`)
+    throw new PeerpostError(
+      'BODY_NOT_ENCODABLE',
+      `The body holds something that is no plain value, or is nested deeper than ${MAX_DEPTH}. Send plain values or bytes.`,
+    )
   return bytes
 }
 
 /** The value of msgpack bytes from a stranger: bounded in depth, without extensions that make code or objects. */
 export function decodeValue(bytes: Buffer): unknown {
-  if (checkValue(bytes, 0, 0) !== bytes.length) throw new PeerpostError('PROTOCOL_VIOLATION', 'A value is not plain msgpack, or is nested too deep.')
+  if (checkValue(bytes, 0, 0) !== bytes.length)
+    throw new PeerpostError('PROTOCOL_VIOLATION', 'A value is not plain msgpack, or is nested too deep.')
   return codec.unpack(bytes)
 }
 
 /** Length in bytes of what follows each type byte from 0xc0 to 0xdf; -1 where it depends, -2 where it is refused. */
-const FIXED = [0, -2, 0, 0, -1, -1, -1, -1, -2, -2, 4, 8, 1, 2, 4, 8, 1, 2, 4, 8, -2, -2, -1, -1, -2, -1, -1, -1, -1, -1, -1, -1]
+const FIXED = [
+  0, -2, 0, 0, -1, -1, -1, -1, -2, -2, 4, 8, 1, 2, 4, 8, 1, 2, 4, 8, -2, -2, -1, -1, -2, -1, -1, -1, -1, -1, -1, -1,
+]
 
 /** The end of the value at `at`, or -1 where it is cut, too deep, or holds an extension other than a timestamp. */
 function checkValue(bytes: Buffer, at: number, depth: number): number {
@@ -113,10 +119,14 @@ function checkLong(bytes: Buffer, at: number, type: number, depth: number): numb
       return at + 5 > bytes.length ? -1 : within(bytes, at + 5 + bytes.readUInt32BE(at + 1))
     case 0xdc:
     case 0xde:
-      return at + 3 > bytes.length ? -1 : checkMany(bytes, at + 3, bytes.readUInt16BE(at + 1) * (type === 0xde ? 2 : 1), depth)
+      return at + 3 > bytes.length
+        ? -1
+        : checkMany(bytes, at + 3, bytes.readUInt16BE(at + 1) * (type === 0xde ? 2 : 1), depth)
     case 0xdd:
     case 0xdf:
-      return at + 5 > bytes.length ? -1 : checkMany(bytes, at + 5, bytes.readUInt32BE(at + 1) * (type === 0xdf ? 2 : 1), depth)
+      return at + 5 > bytes.length
+        ? -1
+        : checkMany(bytes, at + 5, bytes.readUInt32BE(at + 1) * (type === 0xdf ? 2 : 1), depth)
     case 0xc7:
       // A timestamp is the one extension that is taken: of 12 bytes, or below of 4 or 8.
       return bytes[at + 1] === 12 && bytes[at + 2] === 0xff ? within(bytes, at + 15) : -1
@@ -195,7 +205,16 @@ export class PacketWriter {
   }
 
   /** A data frame, copied from where it is kept, with what belongs to this connection written over. */
-  data(from: Buffer, start: number, end: number, lane: number, sequence: number, ageMs: number, attempts: number, flags: number): void {
+  data(
+    from: Buffer,
+    start: number,
+    end: number,
+    lane: number,
+    sequence: number,
+    ageMs: number,
+    attempts: number,
+    flags: number,
+  ): void {
     const at = this.#open(end - start)
     const slab = this.#slab
     from.copy(slab, at, start, end)
@@ -281,14 +300,18 @@ export function readPacket(packet: Buffer, visit: (type: number, start: number, 
     if (packet.length - at < 5) throw violation('a packet ends inside a frame header')
     const length = packet.readUInt32BE(at)
     const start = at + 4
-    if (length < 1 || length > MAX_PACKET_BYTES || start + length > packet.length) throw violation(`a frame says it has ${length} bytes`)
+    if (length < 1 || length > MAX_PACKET_BYTES || start + length > packet.length)
+      throw violation(`a frame says it has ${length} bytes`)
     visit(packet[start]!, start, start + length)
     at = start + length
   }
 }
 
 export const violation = (what: string): PeerpostError =>
-  new PeerpostError('PROTOCOL_VIOLATION', `The other side broke the protocol: ${what}. The connection ends; nothing is lost.`)
+  new PeerpostError(
+    'PROTOCOL_VIOLATION',
+    `The other side broke the protocol: ${what}. The connection ends; nothing is lost.`,
+  )
 
 /** The fields of a control frame. Throws PROTOCOL_VIOLATION. */
 export function readControl(packet: Buffer, start: number, end: number): unknown[] {
@@ -319,10 +342,19 @@ export function readAck(packet: Buffer, start: number, end: number): AckFrame {
     if (ends[i]! <= last || ends[i + 1]! < ends[i]!) throw violation('an ACK has ranges out of order')
     last = ends[i + 1]!
   }
-  return { outcome: packet[start + 1]!, space: packet.toString('hex', start + 2, start + 18), route: packet.readUInt32BE(start + 18), ends }
+  return {
+    outcome: packet[start + 1]!,
+    space: packet.toString('hex', start + 2, start + 18),
+    route: packet.readUInt32BE(start + 18),
+    ends,
+  }
 }
 
-export function readCredit(packet: Buffer, start: number, end: number): { consumer: number; messages: number; bytes: number } {
+export function readCredit(
+  packet: Buffer,
+  start: number,
+  end: number,
+): { consumer: number; messages: number; bytes: number } {
   if (end - start !== 17) throw violation('a CREDIT has a wrong length')
   return {
     consumer: packet.readUInt32BE(start + 1),
@@ -331,7 +363,11 @@ export function readCredit(packet: Buffer, start: number, end: number): { consum
   }
 }
 
-export function readPart(packet: Buffer, start: number, end: number): { lane: number; sequence: number; offset: number; bytes: Buffer } {
+export function readPart(
+  packet: Buffer,
+  start: number,
+  end: number,
+): { lane: number; sequence: number; offset: number; bytes: Buffer } {
   if (end - start < 18) throw violation('a PART is too short')
   return {
     lane: packet.readUInt32BE(start + 1),
@@ -371,17 +407,27 @@ export function encodeBody(body: unknown): Encoded {
   return { bytes: encodeValue(body === undefined ? null : body), isValue: true }
 }
 
-export const encodeMeta = (meta: Meta | undefined): Buffer | undefined => (meta === undefined ? undefined : codec.pack(meta))
+export const encodeMeta = (meta: Meta | undefined): Buffer | undefined =>
+  meta === undefined ? undefined : codec.pack(meta)
 
 /** Writes a data frame into `into` at `at` and returns its end. Sequence, number and created are the route's. */
 export function writeData(
   into: Buffer,
   at: number,
-  fields: { sequence: number; number: number; created: number; key: string; keyBytes: number; meta: Buffer | undefined; lower: boolean },
+  fields: {
+    sequence: number
+    number: number
+    created: number
+    key: string
+    keyBytes: number
+    meta: Buffer | undefined
+    lower: boolean
+  },
   body: Encoded,
 ): number {
   into[at] = FRAME.data
-  into[at + 1] = (fields.meta ? DATA_FLAG.meta : 0) | (body.isValue ? DATA_FLAG.value : 0) | (fields.lower ? DATA_FLAG.lower : 0)
+  into[at + 1] =
+    (fields.meta ? DATA_FLAG.meta : 0) | (body.isValue ? DATA_FLAG.value : 0) | (fields.lower ? DATA_FLAG.lower : 0)
   into.writeUInt16BE(0, at + 2)
   into.writeUInt32BE(0, at + 4)
   putUint48(into, at + 8, fields.sequence)
@@ -415,7 +461,8 @@ export const data = {
     const start = at + DATA_HEADER_BYTES + frame.readUInt16BE(at + 26)
     return decodeValue(frame.subarray(start, start + length)) as Meta
   },
-  bodyStart: (frame: Buffer, at: number): number => at + DATA_HEADER_BYTES + frame.readUInt16BE(at + 26) + frame.readUInt16BE(at + 28),
+  bodyStart: (frame: Buffer, at: number): number =>
+    at + DATA_HEADER_BYTES + frame.readUInt16BE(at + 26) + frame.readUInt16BE(at + 28),
   /** The body as it was sent: a Buffer of its own, or the msgpack value. */
   body(frame: Buffer, at: number, end: number): unknown {
     const bytes = frame.subarray(data.bodyStart(frame, at), end)
@@ -427,9 +474,12 @@ const KEY_BYTES_MAX = 255
 
 /** Throws PROTOCOL_VIOLATION unless the lengths of a data frame fit. */
 export function checkData(frame: Buffer, at: number, end: number): void {
-  if (end - at < DATA_HEADER_BYTES || data.bodyStart(frame, at) > end) throw violation('a DATA frame is shorter than it says')
-  if (frame.readUInt16BE(at + 26) > KEY_BYTES_MAX || data.sequence(frame, at) === 0) throw violation('a DATA frame has a wrong key or sequence')
-  if ((data.flags(frame, at) & DATA_FLAG.meta) !== 0 !== frame.readUInt16BE(at + 28) > 0) throw violation('a DATA frame has meta that it does not name')
+  if (end - at < DATA_HEADER_BYTES || data.bodyStart(frame, at) > end)
+    throw violation('a DATA frame is shorter than it says')
+  if (frame.readUInt16BE(at + 26) > KEY_BYTES_MAX || data.sequence(frame, at) === 0)
+    throw violation('a DATA frame has a wrong key or sequence')
+  if (((data.flags(frame, at) & DATA_FLAG.meta) !== 0) !== frame.readUInt16BE(at + 28) > 0)
+    throw violation('a DATA frame has meta that it does not name')
 }
 
 /** A copy of a data frame with other meta: what a redelivery carries that the kept one does not. */

@@ -54,6 +54,33 @@ t.test('options of openPeer that are wrong are refused, each with its code', asy
     )
 })
 
+/** What no message may be sent with. */
+const MESSAGE_OPTIONS: ReadonlyArray<[string, object]> = [
+  ['OPTION_UNKNOWN', { delay: 5 }],
+  ['KEY_INVALID', { key: '' }],
+  ['KEY_INVALID', { key: 'k'.repeat(256) }],
+  ['KEY_INVALID', { key: 'a\u0000' }],
+  ['KEY_INVALID', { key: 5 }],
+  ['ID_INVALID', { id: '' }],
+  ['ID_INVALID', { id: 'i'.repeat(256) }],
+  ['ID_INVALID', { id: 'a\tb' }],
+  ['ID_INVALID', { id: {} }],
+  ['OPTION_INVALID', { delayMs: -1 }],
+  ['OPTION_INVALID', { delayMs: 1.5 }],
+  ['OPTION_INVALID', { delayMs: 5, at: new Date() }],
+  ['OPTION_INVALID', { at: new Date(Number.NaN) }],
+  ['OPTION_INVALID', { at: 'tomorrow' }],
+  ['OPTION_INVALID', { ttlMs: 0 }],
+  ['OPTION_INVALID', { priority: 10 }],
+  ['OPTION_INVALID', { durability: 'paper' }],
+  ['OPTION_INVALID', { durability: 'toString' }],
+  ['OPTION_INVALID', { until: 'later' }],
+  ['HEADERS_INVALID', { headers: { a: 1 } }],
+  ['HEADERS_INVALID', { headers: { '': 'x' } }],
+  ['HEADERS_INVALID', { headers: JSON.parse('{"__proto__":"x"}') }],
+  ['HEADERS_INVALID', { headers: { a: 'x'.repeat(20_000) } }],
+]
+
 t.test('what is wrong with a message is refused before it is accepted', async (t) => {
   const peer = await open(t, { dataDir: folder(t) })
   const circular: unknown[] = []
@@ -101,32 +128,7 @@ t.test('what is wrong with a message is refused before it is accepted', async (t
     ['BODY_TOO_LARGE', 'x'.repeat(1024 * 1024)],
   ]
   for (const [code, body] of bodies) await refuses(t, () => peer.send('q', body), code, `a body of type ${typeof body}`)
-  const options: Array<[string, object]> = [
-    ['OPTION_UNKNOWN', { delay: 5 }],
-    ['KEY_INVALID', { key: '' }],
-    ['KEY_INVALID', { key: 'k'.repeat(256) }],
-    ['KEY_INVALID', { key: 'a\u0000' }],
-    ['KEY_INVALID', { key: 5 }],
-    ['ID_INVALID', { id: '' }],
-    ['ID_INVALID', { id: 'i'.repeat(256) }],
-    ['ID_INVALID', { id: 'a\tb' }],
-    ['ID_INVALID', { id: {} }],
-    ['OPTION_INVALID', { delayMs: -1 }],
-    ['OPTION_INVALID', { delayMs: 1.5 }],
-    ['OPTION_INVALID', { delayMs: 5, at: new Date() }],
-    ['OPTION_INVALID', { at: new Date(Number.NaN) }],
-    ['OPTION_INVALID', { at: 'tomorrow' }],
-    ['OPTION_INVALID', { ttlMs: 0 }],
-    ['OPTION_INVALID', { priority: 10 }],
-    ['OPTION_INVALID', { durability: 'paper' }],
-    ['OPTION_INVALID', { durability: 'toString' }],
-    ['OPTION_INVALID', { until: 'later' }],
-    ['HEADERS_INVALID', { headers: { a: 1 } }],
-    ['HEADERS_INVALID', { headers: { '': 'x' } }],
-    ['HEADERS_INVALID', { headers: JSON.parse('{"__proto__":"x"}') }],
-    ['HEADERS_INVALID', { headers: { a: 'x'.repeat(20_000) } }],
-  ]
-  for (const [code, option] of options)
+  for (const [code, option] of MESSAGE_OPTIONS)
     await refuses(t, () => peer.send('q', 1, option as never), code, JSON.stringify(option).slice(0, 40))
   t.equal(peer.status().state, 'open')
   t.equal(

@@ -2,8 +2,8 @@
 
 import { core } from './node.js'
 import { EVERYTHING, type ProfileLimits } from './profile.js'
-import { toy } from './toy.js'
 import type { NodeKind } from './seat.js'
+import { toy } from './toy.js'
 
 /** The toy knows one consumer for a queue, no lower class, and nothing of stores that go back in time. */
 export const TOY_LIMITS: ProfileLimits = {

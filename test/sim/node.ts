@@ -5,7 +5,6 @@
 
 import { PeerpostError } from '../../src/errors.js'
 import type { Held } from '../../src/hold.js'
-import type { Sent } from '../../src/sent.js'
 import type { Proofs } from '../../src/link.js'
 import type { Log } from '../../src/log/log.js'
 import * as rows from '../../src/log/rows.js'
@@ -13,11 +12,11 @@ import type { Outcome, OutcomeAnswer, PeerEvents, PeerId, SendOptions } from '..
 import { LIMITS, type Limits } from '../../src/options.js'
 import { ALL_RULES, type Rules } from '../../src/rules.js'
 import { Sender } from '../../src/send.js'
+import type { Sent } from '../../src/sent.js'
 import { Inspector } from '../../src/status.js'
 import type { TxBuffer } from '../../src/transaction.js'
 import { data } from '../../src/transport/frame.js'
 import { Turn } from '../../src/turn.js'
-import type { SimDisk } from './store.js'
 import type {
   Bound,
   Fact,
@@ -30,6 +29,7 @@ import type {
   SimNode,
   SimTx,
 } from './seat.js'
+import type { SimDisk } from './store.js'
 
 const peerOf = (name: string): PeerId => `peer-${name}` as PeerId
 const nameOf = (peer: string): string => peer.replace(/^peer-/, '')

@@ -6,8 +6,8 @@
 import type { Cancel } from '../../src/clock.js'
 import type { Change } from '../../src/log/log.js'
 import type { Connection, ConnectionEvents } from '../../src/transport/transport.js'
-import type { SimDisk } from './store.js'
 import type { Fact, NodeKind, Seat, SendAnswer, Settlement, SimMessage, SimNode, SimTx } from './seat.js'
+import type { SimDisk } from './store.js'
 
 /** What the toy may do wrong. */
 export interface ToyFaults {
