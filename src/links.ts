@@ -64,6 +64,8 @@ interface Target {
   timer: Cancel | null
   attempts: number
   reason: string
+  /** Who answered there last: while that peer's link is up by another way, there is nothing to dial. */
+  peer: PeerId | null
 }
 
 export class Links {
@@ -98,6 +100,7 @@ export class Links {
       timer: null,
       attempts: 0,
       reason: '',
+      peer: null,
     }
     this.#targets.set(endpoint, target)
     this.#dial(target)
@@ -134,7 +137,7 @@ export class Links {
     const delay = this.limits.reconnectMs * (1 + this.clock.random() / 2)
     target.timer = this.clock.timer(delay, () => {
       target.timer = null
-      this.#dial(target)
+      if (target.peer === null || !this.up.has(target.peer)) this.#dial(target)
     })
   }
 
@@ -321,6 +324,8 @@ export class Links {
     link.isResumed = false
     if (this.up.get(link.peer) === link) this.up.delete(link.peer)
     this.events.down(link)
+    for (const target of this.#targets.values())
+      if (target.peer === link.peer && target.link === null && target.cancel === null) this.#redial(target)
     if (reason !== null) this.events.changed({ ...this.#statusOf(link.peer, null), reason })
   }
 
@@ -331,6 +336,7 @@ export class Links {
     link.state = 'down'
     if (!target) return
     if (target.link === link) target.link = null
+    if (link.hello && link.hello.peer !== this.proofs.peerId) target.peer = link.hello.peer
     this.#failed(target, target.reason && !wasUp ? target.reason : reason)
   }
 
@@ -456,7 +462,7 @@ export class Links {
     const found: PeerStatus[] = []
     for (const [peer, link] of this.up) if (!link.isSelf) found.push(this.#statusOf(peer, link))
     for (const target of this.#targets.values()) {
-      if (target.link?.state === 'up') continue
+      if (target.link?.state === 'up' || (target.peer !== null && this.up.has(target.peer))) continue
       const state = REFUSALS.test(target.reason) ? 'refused' : 'connecting'
       found.push({
         id: (target.pinned ?? '') as PeerId,
