@@ -559,6 +559,7 @@ export abstract class Backlog {
       entry.rank = DURABILITY_RANK[this.storeClass]
       entry.lower = (data.flags(frame, 0) & DATA_FLAG.lower) !== 0
       entry.redelivered = lane.isOld && lane.touched.size > 0
+      if (lane.givenUp.size > 0) entry.others = new Set(lane.givenUp)
       if (meta?.t !== undefined) entry.expiresAt = now + meta.t - (wallNow - entry.created)
       const nacked = lane.nacked.get(sequence)
       if (nacked) {
@@ -657,6 +658,12 @@ export abstract class Backlog {
       if (space && this.routes.has(route))
         this.restoreLane(route, { epoch, space }, 1, 0, touched.get(`${epoch}/${route}`) ?? [], now)
     }
+  }
+
+  /** How a message ended that others may have ended otherwise, and who has not said yet (rule P13). */
+  restoreContested(number: number, space: SpaceId, sequence: number, row: rows.ContestedRow): void {
+    const [outcome, by, others] = row
+    this.lanes.get(laneName(space, number))?.contested.set(sequence, { outcome, by, others: new Set(others) })
   }
 
   /** This process has a new incarnation: what was appended so far is of an older space from now on. */

@@ -163,7 +163,10 @@ export class Outbox extends Backlog {
   giveUp(peer: PeerId, now: number): number {
     let freed = 0
     for (const lane of [...this.lanes.values()]) {
-      if (lane.unresolved.delete(peer)) lane.redelivered = true
+      if (lane.unresolved.delete(peer)) {
+        lane.redelivered = true
+        lane.givenUp.add(peer)
+      }
       for (const [sequence, at] of lane.running) if (at === peer && lane.running.delete(sequence)) freed++
       if (!lane.isOld) continue
       this.active.add(lane.route)
@@ -193,7 +196,7 @@ export class Outbox extends Backlog {
     for (let i = 0; i < ends.length; i += 2) {
       const from = ends[i]!
       const to = Math.min(ends[i + 1]!, lane.next - 1)
-      if (to >= lane.loadedTo && mayHold) this.#settleOnDisk(lane, Math.max(from, lane.loadedTo), to, outcome)
+      if (to >= lane.loadedTo && mayHold) this.#settleOnDisk(lane, Math.max(from, lane.loadedTo), to, outcome, peer)
       for (const sequence of lane.stragglers.keys())
         if (sequence >= from && sequence <= to) this.#settleOne(lane, sequence, outcome, peer, mayHold)
       for (let sequence = Math.max(from, lane.base); sequence <= Math.min(to, lane.loadedTo - 1); sequence++)
@@ -207,9 +210,20 @@ export class Outbox extends Backlog {
     this.retire(lane)
   }
 
-  #settleOnDisk(lane: Lane, from: number, to: number, outcome: Outcome): void {
+  /** What is only on disk is settled when it is read; of two dead letters the second one is taken back at once. */
+  #settleOnDisk(lane: Lane, from: number, to: number, outcome: Outcome, peer: PeerId): void {
+    for (const [sequence, by] of lane.deadOnDisk) {
+      if (outcome === 'dead' || by === peer || sequence < from || sequence > to) continue
+      this.withdrawals.push({ lane, sequence, peer: by })
+      lane.deadOnDisk.delete(sequence)
+    }
+    if (outcome === 'dead') {
+      for (let sequence = from; sequence <= to; sequence++) {
+        if (!lane.finishedOnDisk.has(sequence)) lane.deadOnDisk.set(sequence, peer)
+        else if (lane.deadOnDisk.get(sequence) !== peer) this.withdrawals.push({ lane, sequence, peer })
+      }
+    }
     lane.finishedOnDisk.addRange(from, to)
-    if (outcome === 'dead') lane.deadOnDisk.addRange(from, to)
     if (outcome === 'expired') lane.expiredOnDisk.addRange(from, to)
   }
 
@@ -243,8 +257,18 @@ export class Outbox extends Backlog {
   /** One of the holders of a contested message has said how it ended there. */
   #heardOf(lane: Lane, sequence: number, peer: PeerId): void {
     const contested = lane.contested.get(sequence)
-    contested?.others.delete(peer)
-    if (contested?.others.size === 0) lane.contested.delete(sequence)
+    if (!contested?.others.delete(peer)) return
+    if (contested.others.size === 0) lane.contested.delete(sequence)
+    this.#writeContested(lane, sequence)
+  }
+
+  /** What is contested outlives this process: its second dead letter may come to light after a restart. */
+  #writeContested(lane: Lane, sequence: number): void {
+    if (lane.isMemory) return
+    const key = rows.contestedKey(lane.epoch, lane.number, sequence)
+    const contested = lane.contested.get(sequence)
+    if (!contested) this.lazy.push(rows.remove(key))
+    else this.lazy.push(rows.put(key, [contested.outcome, contested.by, [...contested.others]]))
   }
 
   nack(peer: PeerId, space: string, number: number, sequence: number, fields: NackFields, now: number): void {
@@ -311,7 +335,10 @@ export class Outbox extends Backlog {
     if (by !== null && holder !== null && holder !== by) entry.others = (entry.others ?? new Set()).add(holder)
     if (entry.others) {
       if (by !== null) entry.others.delete(by)
-      if (entry.others.size > 0) lane.contested.set(entry.sequence, { outcome, by, others: entry.others })
+      if (entry.others.size > 0) {
+        lane.contested.set(entry.sequence, { outcome, by, others: entry.others })
+        this.#writeContested(lane, entry.sequence)
+      }
     }
     if (lane.isMemory) route.memoryCounters[outcome]++
     else if (!isCounted) route.counters[outcome]++

@@ -157,6 +157,11 @@ function restoreOutbox(facts: OpenFacts, outbox: Outbox, lineage: readonly rows.
     touched,
     now,
   )
+  each(log, 'contested', (key, value) => {
+    const { epoch: at, route, sequence } = rows.contestedOfKey(key)
+    const space = spaces.get(at)
+    if (space) outbox.restoreContested(route, space, sequence, rows.read<rows.ContestedRow>(value))
+  })
 }
 
 /** First and last record of each epoch of a route: a few seeks, however many records there are. */

@@ -216,11 +216,13 @@ export class Lane {
   readonly running = new Map<number, PeerId>()
   /** What a consumer said of a message that is not in memory. */
   readonly nacked = new Map<number, { attempts: number; due: number; history: Entry['history'] }>()
-  /** Of those, the dead ones. */
-  readonly deadOnDisk = new IntervalSet()
+  /** Of those, the dead ones, and who keeps the dead letter. */
+  readonly deadOnDisk = new Map<number, PeerId>()
   readonly expiredOnDisk = new IntervalSet()
   /** How a message ended that more than one consumer may have had, and who of them has not said yet (rule P13). */
   readonly contested = new Map<number, { outcome: Outcome; by: PeerId | null; readonly others: Set<PeerId> }>()
+  /** Consumers that were given up on while what they may have was only on disk. */
+  readonly givenUp = new Set<PeerId>()
   /** Older space whose fate at its consumers was given up on: what is sent again is marked. */
   redelivered = false
   /** Messages that have finished: a consumer that was told of fewer has to hear. */

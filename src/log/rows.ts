@@ -2,7 +2,7 @@
  * The rows of the log: which keys exist and what their values mean. Keys sort so that a route's records lie together in
  * the order in which they were sent. ARCHITECTURE.md lists the tables; a change here is a change of the store's format.
  */
-import type { Attempt, DestinationKind, PeerId, SpaceId } from '../message.js'
+import type { Attempt, DestinationKind, Outcome, PeerId, SpaceId } from '../message.js'
 import { packRow, unpackRow } from '../transport/frame.js'
 import type { Change } from './log.js'
 
@@ -25,6 +25,7 @@ const TABLE = {
   state: 0x10,
   stateLoss: 0x11,
   subscription: 0x12,
+  contested: 0x13,
 } as const
 
 type Table = keyof typeof TABLE
@@ -122,6 +123,16 @@ export const touchedOfKey = (at: Buffer): { epoch: number; route: number; peer: 
   epoch: at.readUInt32BE(1),
   route: at.readUInt32BE(5),
   peer: at.toString('utf8', 9) as PeerId,
+})
+
+/** How a message ended, at whom, and who else may have ended it and has not said (rule P13). */
+export type ContestedRow = readonly [outcome: Outcome, by: PeerId | null, others: readonly PeerId[]]
+export const contestedKey = (epoch: number, route: number, sequence: number): Buffer =>
+  key('contested', u32(epoch), u32(route), u48(sequence))
+export const contestedOfKey = (at: Buffer): { epoch: number; route: number; sequence: number } => ({
+  epoch: at.readUInt32BE(1),
+  route: at.readUInt32BE(5),
+  sequence: at.readUIntBE(9, 6),
 })
 
 /** `dead` or `expired`: without a row, what is finished is done (rule P18). */
