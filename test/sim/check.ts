@@ -511,6 +511,8 @@ function checkOrder(run: Check): void {
     // It died at one consumer and, failed over, at another; the dead letter that was taken back is no longer there to see.
     const isMoved = first.f === 'dead' && fate.starts.some((start) => start.p !== first.store)
     if (isMoved && run.expected.inDoubt === 'failover') continue
+    // A restore has undone its expiry: its key had gone on, rightly.
+    if (fate.undoneParked.some(({ f }) => f === 'expired')) continue
     const [invoke] = fate.invokes
     const { t, f: how } = first
     const seen = { fate, t, commit: first.commit, how }
