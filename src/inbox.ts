@@ -313,6 +313,11 @@ export class Inbox {
     account.consumedBytes += bytes
   }
 
+  /** Has this peer ever sent something here? */
+  hasLanesOf(peer: PeerId): boolean {
+    return (this.#lanesOf.get(peer)?.size ?? 0) > 0
+  }
+
   /** Totals that a sender should be told now, or null: half a window is worth a frame. */
   creditFor(consumer: LocalConsumer, peer: PeerId): { messages: number; bytes: number } | null {
     const account = consumer.accounts.get(peer)

@@ -55,15 +55,22 @@ export class Incarnations {
     this.#dirtyPeers.clear()
   }
 
+  /** A peer's store was lost or taken back: what that means depends on which side of it this peer was (G8). */
+  #lost(loss: StateLoss['verdict'], peer: PeerId, row: rows.PeerRow | undefined): void {
+    const { outbox, inbox } = this.#turn.store
+    const since = `epoch ${row?.epoch ?? 0} after commit ${row?.commit ?? 0} of its store`
+    const isSender = inbox.hasLanesOf(peer)
+    if (outbox.gaveTo(peer) || !isSender)
+      this.#turn.report(loss, peer, `${since}; what it had not settled is sent again`)
+    const asSender = loss === 'RECEIVER_RESET' ? 'SENDER_RESET' : 'SENDER_ROLLBACK'
+    if (isSender)
+      this.#turn.report(asSender, peer, `${since}; what it had accepted and not sent may be gone, or come again`)
+  }
+
   /** Rule P10: the incarnation of a peer that is accepted is durable before the first answer. */
   accepted(hello: Hello, loss: StateLoss['verdict'] | null, done: () => void): void {
     const row = this.#turn.store.peers.get(hello.peer)
-    if (loss !== null)
-      this.#turn.report(
-        loss,
-        hello.peer,
-        `epoch ${row?.epoch ?? 0} after commit ${row?.commit ?? 0} of its store; what it had not settled is sent again`,
-      )
+    if (loss !== null) this.#lost(loss, hello.peer, row)
     if (row && row.space === hello.space && row.storeId === hello.storeId) {
       done()
       return

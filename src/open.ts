@@ -71,6 +71,8 @@ export async function openPeer(options: PeerOptions = {}): Promise<Peer> {
     undo.push(async () => turn.kill())
     store.onFailure = (reason) => turn.fail(new PeerpostError('FAILED', `The store failed: ${reason}`))
     await new Promise<void>((resolve, reject) => turn.open((error) => (error ? reject(error) : resolve())))
+    // Whatever the class: nobody hears of an incarnation that a power cut could take back (rule P10).
+    await store.flush?.()
     const endpoints = await listenAll(options.listen ?? [], transports, turn)
     const release = async (): Promise<void> => {
       for (const step of undo.splice(0).reverse()) await step()
@@ -177,6 +179,8 @@ function limitsOf(options: PeerOptions): Limits {
 interface OpenedStore {
   readonly log: Log
   readonly storeId: string
+  /** Makes what was committed survive a power cut, whatever the class. */
+  readonly flush?: () => Promise<void>
   onFailure: ((reason: string) => void) | null
 }
 
@@ -195,7 +199,7 @@ async function openStoreOf(options: PeerOptions, checked: Checked, clock: Clock)
     commitTimeoutMs: checked.limits.commitTimeoutMs,
     onFailure: (reason) => store.onFailure?.(reason),
   })
-  return Object.assign(store, { log: opened.log, storeId: opened.storeId })
+  return Object.assign(store, { log: opened.log, storeId: opened.storeId, flush: () => opened.flush() })
 }
 
 function proofsOf(identity: Identity, options: PeerOptions): Proofs {

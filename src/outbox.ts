@@ -88,6 +88,12 @@ export class Outbox extends Backlog {
     this.failovers.add(now + this.limits.failoverMs, { peer, down: now })
   }
 
+  /** May this peer hold something of ours? */
+  gaveTo(peer: PeerId): boolean {
+    for (const lane of this.lanes.values()) if (lane.touched.has(peer)) return true
+    return false
+  }
+
   /** What to ask a consumer after a reconnect: every lane of which it may hold something. */
   resumeQuestion(peer: PeerId): { open: SpaceId[]; lanes: unknown[] } {
     this.down.delete(peer)
