@@ -2,8 +2,8 @@
  * What the outbox has accepted and not yet given to the log, and when to give it: the wire runs ahead of the disk, and
  * what a consumer acknowledges before its write began is never written (write elision).
  *
- * To write at once makes the disk do twice the work for messages that their consumer is about to acknowledge. So a
- * message that a consumer has, or is about to get, waits for twice the time that acknowledgements take, where that is at
+ * To write at once makes the disk do twice the work for messages that their consumer is about to acknowledge. So, where
+ * more than a few are under way, a message that a consumer has, or is about to get, waits for twice the time that acknowledgements take, where that is at
  * most `PATIENCE_MS`. What nobody takes does not wait.
  *
  * Where many wait, acknowledgements take long because each waits its turn; to write then makes all of them slower still.
@@ -15,6 +15,11 @@ import type { Entry } from './route.js'
 
 /** Longest wait of few. Acknowledgements that take longer than half of it are not waited for. */
 const PATIENCE_MS = 10
+/**
+ * So few are written at once: the disk has time for them, and whoever awaits one waits for the shorter of the two ways.
+ * With the wait, a disk confirmation at 1,000 messages a second took 3 ms instead of about one flush.
+ */
+const FEW = 32
 /** So many are many; and what waiting leaves a sender that has so many under way. */
 const MANY = 500
 const LEAST_PER_MS = 50
@@ -106,6 +111,7 @@ export class Unwritten {
   /** Twice the time of an acknowledgement; 0 where it is not worth waiting for, also when the one being timed is late. */
   #patience(now: number): number {
     const { length } = this.#entries
+    if (length < FEW) return 0
     if (length >= MANY) return length / LEAST_PER_MS
     const timedMs = this.#probe === null ? 0 : now - this.#probeSince
     return Math.max(this.#ackMs, timedMs) > PATIENCE_MS / 2 ? 0 : this.#ackMs * 2

@@ -36,13 +36,23 @@ t.test('before any acknowledgement was timed, writing starts at once', async (t)
   t.equal(unwritten.dueAt(5), Number.POSITIVE_INFINITY)
 })
 
-t.test('a message waits for twice the time that acknowledgements take', async (t) => {
+/** So many that the disk has something better to do than to write them at once. */
+const crowd = (): Entry[] => Array.from({ length: 40 }, () => entry())
+
+t.test('few are written at once: whoever awaits them waits for the shorter way', async (t) => {
   const unwritten = measured(2)
-  const one = entry()
-  accept(unwritten, one, 10)
+  accept(unwritten, entry(), 10)
+  t.ok(unwritten.dueAt(10) <= 10)
+  t.equal(unwritten.take(10).length, 1)
+})
+
+t.test('where more are under way, a message waits for twice the time that acknowledgements take', async (t) => {
+  const unwritten = measured(2)
+  const all = crowd()
+  for (const one of all) accept(unwritten, one, 10)
   t.equal(unwritten.dueAt(10), 14)
   t.same(unwritten.take(13), [])
-  t.same(unwritten.take(14), [one])
+  t.same(unwritten.take(14), all)
 })
 
 t.test('what was acknowledged before is never written', async (t) => {
@@ -61,10 +71,12 @@ t.test('only what is old enough is written; the rest waits on', async (t) => {
   accept(unwritten, old, 10)
   accept(unwritten, done, 10)
   accept(unwritten, young, 13)
+  const others = crowd()
+  for (const one of others) accept(unwritten, one, 13)
   settle(done)
   t.same(unwritten.take(14), [old])
   t.equal(unwritten.dueAt(14), 17)
-  t.same([...unwritten], [young])
+  t.same([...unwritten], [young, ...others])
 })
 
 t.test('what nobody takes is written with the next batch, and all that came before it', async (t) => {
@@ -75,13 +87,13 @@ t.test('what nobody takes is written with the next batch, and all that came befo
   unwritten.hurry()
   t.ok(unwritten.dueAt(10) <= 10)
   t.same(unwritten.take(10), [before, alone])
-  accept(unwritten, entry(), 11)
+  for (const one of crowd()) accept(unwritten, one, 11)
   t.ok(unwritten.dueAt(11) > 11, 'the hurry is over')
 })
 
 t.test('a slow consumer is not waited for', async (t) => {
   const unwritten = measured(50)
-  accept(unwritten, entry(), 100)
+  for (const one of crowd()) accept(unwritten, one, 100)
   t.ok(unwritten.dueAt(100) <= 100)
 })
 
@@ -90,7 +102,7 @@ t.test('a consumer that has become slow is not waited for any more', async (t) =
   const stuck = entry()
   accept(unwritten, stuck, 10)
   t.same(unwritten.take(14), [stuck])
-  accept(unwritten, entry(), 30)
+  for (const one of crowd()) accept(unwritten, one, 30)
   t.ok(unwritten.dueAt(30) <= 30)
 })
 
@@ -103,7 +115,7 @@ t.test('one long wait is forgotten after a few quick acknowledgements', async (t
     settle(one)
     unwritten.dueAt(now + 1)
   }
-  accept(unwritten, entry(), now)
+  for (const one of crowd()) accept(unwritten, one, now)
   t.ok(unwritten.dueAt(now) > now)
 })
 
@@ -117,6 +129,6 @@ t.test('many may wait longer, and no sender is held to less than 50 messages a m
 
 t.test('the wait begins with the turn that could hand a message over, not with the call that sent it', async (t) => {
   const unwritten = measured(2)
-  unwritten.add(entry())
+  for (const one of crowd()) unwritten.add(one)
   t.equal(unwritten.dueAt(400), 404)
 })
