@@ -235,7 +235,7 @@ const SAMPLES: Readonly<Record<string, readonly Sample[]>> = {
       rule: rules.absolutePaths,
       bad: { 'docs/a.md': `see ${'/ho'}me/me/a` },
       says: 'docs/a.md:1',
-      good: { 'docs/a.md': 'see https://example.org/home/x and ./work/a' },
+      good: { 'docs/a.md': 'see https://example.org/home/x and ./out/a' },
     },
   ],
 }
