@@ -144,3 +144,13 @@ t.test('credit is told as totals: half a window is worth a frame', async (t) => 
   inbox.consumed(take(inbox, lane, 500).held!)
   t.equal(inbox.creditFor(consumer, PEER)?.messages, 1500)
 })
+
+t.test('a sender may be one window ahead of its credit, and no further (G12)', async (t) => {
+  const { inbox, consumer, lane } = bench()
+  const credit = inbox.creditFor(consumer, PEER)!
+  const most = credit.messages + limits.creditMessages
+  for (let sequence = 1; sequence <= most; sequence++) take(inbox, lane, sequence)
+  t.equal(lane.lane!.active.size, most)
+  t.throws(() => take(inbox, lane, most + 1), { code: 'PROTOCOL_VIOLATION' })
+  t.equal(lane.lane!.active.size, most)
+})

@@ -241,3 +241,19 @@ t.test('an id tells its space and number', async (t) => {
   t.same(Outbox.parseId(id), { space: SPACE, number })
   for (const none of ['', 'payment-1', `${id}!`, id.slice(1)]) t.equal(Outbox.parseId(none), null)
 })
+
+t.test(
+  'a message whose space its consumer has forgotten is handed back to be kept as a dead letter (P11)',
+  async (t) => {
+    const bench = new Bench()
+    const a = bench.consumer('a')
+    const sent = bench.send('refused')
+    bench.turn(a.carrier)
+    const stale = { kind: 'stale', attempts: 0, delayMs: 0, history: null } as const
+    bench.outbox.nack('a' as PeerId, SPACE, bench.route.number, 1, stale, bench.now)
+    t.equal(bench.outbox.refused.length, 1)
+    t.equal(sent.outcome, null, 'its end is told once that is durable')
+    bench.commit()
+    t.equal(sent.outcome, 'dead')
+  },
+)
