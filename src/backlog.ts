@@ -374,7 +374,7 @@ export abstract class Backlog {
       if (entry.state === 'expiring') continue
       this.#notUnwritten(entry)
       const value = entry.slab.subarray(entry.start, entry.end)
-      batch.push({ key: rows.recordKey(entry.route.number, entry.lane.epoch, entry.sequence), value })
+      batch.push({ key: rows.recordKey(entry.route.number, entry.lane.epoch, entry.sequence), value, once: true })
       entry.write = 'writing'
       this.writing.push(entry)
       this.written++

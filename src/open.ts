@@ -189,9 +189,9 @@ async function openStoreOf(options: PeerOptions, checked: Checked, clock: Clock)
   if (options.dataDir === undefined || durability === 'memory')
     return { log: openMemoryLog(clock), storeId: clock.randomBytes(16).toString('hex'), onFailure: null }
   // lmdb is loaded only by a peer that keeps something.
-  const { openLmdbLog } = await import('./log/lmdb.js')
+  const { openJournaledLog } = await import('./log/journal.js')
   const store: { onFailure: OpenedStore['onFailure'] } = { onFailure: null }
-  const opened = await openLmdbLog({
+  const opened = await openJournaledLog({
     dir: options.dataDir,
     durability,
     quotaBytes: checked.limits.quotaBytes,

@@ -1,7 +1,7 @@
 /** What a store holds once its peer is closed, read from its rows: the places that the checker believes. */
 
 import { systemClock } from '../../src/clock.js'
-import { openLmdbLog } from '../../src/log/lmdb.js'
+import { openJournaledLog } from '../../src/log/journal.js'
 import type { Log } from '../../src/log/log.js'
 import * as rows from '../../src/log/rows.js'
 import { data } from '../../src/transport/frame.js'
@@ -26,7 +26,7 @@ export interface Scan {
 
 /** Reads the store of a node. Throws STORE_IN_USE while its peer runs, STORE_DAMAGED for a row that is not sound. */
 export async function scanStore(node: string, dir: string, durability: 'process' | 'disk'): Promise<Scan> {
-  const { log } = await openLmdbLog({ dir, durability, quotaBytes: 2 ** 30, clock: systemClock })
+  const { log } = await openJournaledLog({ dir, durability, quotaBytes: 2 ** 30, clock: systemClock })
   try {
     return readStore(node, log)
   } finally {
