@@ -40,6 +40,8 @@ const POSITION_KEY = Buffer.from('\0journal')
 const DIRECT_BYTES = 128 * 1024
 /** What is in the journal is moved to LMDB after so long, so that memory and a restart's work stay small. */
 const CHECKPOINT_MS = 10_000
+/** So long after the open the files get their full size. */
+const RESERVE_MS = 1000
 /** Changes of one commit of a checkpoint: more would hold up the event loop. */
 const CHUNK_CHANGES = 1000
 /** So many removals do not wait longer: someone may wait for their room. Near the quota none does. */
@@ -208,6 +210,7 @@ class JournalLog implements Log {
   #failure: string | null = null
   #closing: Promise<void> | null = null
   #cancelCheckpoint: Cancel | null = null
+  readonly #cancelReserve: Cancel
   /** Called when a commit or a checkpoint has ended. */
   #onProgress: (() => void) | null = null
 
@@ -219,6 +222,16 @@ class JournalLog implements Log {
     this.#segment = position.segment
     this.#sequence = position.sequence
     this.#salt = position.salt
+    // Not at the open, which should be quick: only a full disk makes a difference.
+    this.#cancelReserve = options.clock.timer(RESERVE_MS, () => this.#reserve())
+  }
+
+  #reserve(): void {
+    try {
+      for (const segment of this.#segments) segment.reserve(SEGMENT_BYTES)
+    } catch {
+      // No room now: a commit that needs it will say so.
+    }
   }
 
   // --- commits
@@ -270,6 +283,7 @@ class JournalLog implements Log {
     }
     const file = this.#segments[this.#file]!
     try {
+      file.reserve(this.#at + end)
       file.write(this.#slab.subarray(0, end), this.#at)
     } catch (thrown) {
       this.#refused(entries, thrown)
@@ -365,6 +379,7 @@ class JournalLog implements Log {
     this.#failure = reason
     this.#waiting.length = 0
     this.#stopTimer()
+    this.#cancelReserve()
     for (const entry of this.#underWay) {
       entry.result ??= { kind: 'failed', reason }
       entry.cancelTimeout()
@@ -514,6 +529,7 @@ class JournalLog implements Log {
     if (this.#moving === null && this.#failure === null) await this.#leave()
     this.#failure ??= 'The log is closed.'
     this.#stopTimer()
+    this.#cancelReserve()
     await this.#inner.close()
     for (const segment of this.#segments) segment.close()
   }

@@ -138,6 +138,8 @@ export const segmentName = (file: number): string => `journal-${file}`
 
 /** One file of the journal, as it is written. Tests put themselves between it and the disk. */
 export interface SegmentFile {
+  /** Makes sure that the first so many bytes were written once. Throws what the system says. */
+  reserve(bytes: number): void
   /** At once, to the operating system. Throws what the system says. */
   write(bytes: Buffer, at: number): void
   /** Everything written so far survives a power cut once `done` is called, later, without an error. */
@@ -147,26 +149,32 @@ export interface SegmentFile {
   close(): void
 }
 
+/** A file grows by so much. */
+const STEP_BYTES = 128 * 1024
+const ZEROS = Buffer.alloc(STEP_BYTES)
+
 /**
- * Opens a segment's file, or makes it. It has its full size from the start and all of it was written once: a record then
- * overwrites blocks that the file has, so that flushing it writes nothing else and a full disk cannot refuse it.
+ * Opens a segment's file, or makes it. Its bytes are written before they are used: a record then overwrites blocks that
+ * the file has, so that flushing it writes nothing else and a full disk cannot refuse it.
  */
 export function openSegment(path: string): SegmentFile {
   const fd = fs.openSync(path, fs.constants.O_RDWR | fs.constants.O_CREAT, 0o600)
+  let size = 0
+  const reserve = (bytes: number): void => {
+    while (size < bytes) size += fs.writeSync(fd, ZEROS, 0, STEP_BYTES - (size % STEP_BYTES), size)
+  }
   try {
     // The mode given above is still subject to the umask.
     fs.fchmodSync(fd, 0o600)
-    const { size } = fs.fstatSync(fd)
-    if (size < SEGMENT_BYTES) {
-      const zeros = Buffer.alloc(SEGMENT_BYTES - size)
-      for (let at = 0; at < zeros.length; ) at += fs.writeSync(fd, zeros, at, zeros.length - at, size + at)
-      fs.fsyncSync(fd)
-    }
+    size = fs.fstatSync(fd).size
+    reserve(STEP_BYTES)
+    fs.fsyncSync(fd)
   } catch (thrown) {
     fs.closeSync(fd)
     throw thrown
   }
   return {
+    reserve,
     write(bytes, at) {
       for (let done = 0; done < bytes.length; ) done += fs.writeSync(fd, bytes, done, bytes.length - done, at + done)
     },

@@ -99,6 +99,7 @@ test('a crash at any moment leaves every acknowledged batch, and of the others e
           file.write(bytes, at)
           look()
         },
+        reserve: (bytes) => file.reserve(bytes),
         sync: (done) => file.sync(done),
         get isGone() {
           return file.isGone
@@ -159,6 +160,7 @@ test('a power cut takes what was not flushed, sector by sector, and nothing that
           unflushed.push({ file: index, bytes: Buffer.from(bytes), at, before: Buffer.from(before) })
           file.write(bytes, at)
         },
+        reserve: (bytes) => file.reserve(bytes),
         sync: (done) => void held.push(() => file.sync(done)),
         get isGone() {
           return file.isGone
@@ -210,6 +212,7 @@ async function crashed(t: Test): Promise<{ dir: string; ends: number[] }> {
         ends.push(at + bytes.length)
         file.write(bytes, at)
       },
+      reserve: (bytes) => file.reserve(bytes),
       sync: (done) => file.sync(done),
       get isGone() {
         return file.isGone
@@ -357,7 +360,8 @@ test('what moves to LMDB', async (t) => {
       model = apply(model, batch)
       t.same(rows(log, ...ALL), inOrder(model))
     }
-    for (const name of ['journal-0', 'journal-1']) t.equal(fs.statSync(join(dir, name)).size, SEGMENT_BYTES)
+    for (const name of ['journal-0', 'journal-1'])
+      t.ok(fs.statSync(join(dir, name)).size > SEGMENT_BYTES / 2, 'both were written')
     t.same(rows(log, ...ALL, true), inOrder(model).reverse())
     await log.close()
   })
@@ -377,6 +381,7 @@ test('a journal on a disk that fails', async (t) => {
           if (armed) fault.write?.()
           file.write(bytes, at)
         },
+        reserve: (bytes) => file.reserve(bytes),
         sync: (done) => (armed && fault.sync ? fault.sync(done) : file.sync(done)),
         get isGone() {
           return file.isGone
