@@ -17,7 +17,7 @@ import type { Clock } from '../clock.js'
 import { PeerpostError, reasonOf } from '../errors.js'
 import type { Durability } from './log.js'
 
-export const FORMAT = 2
+export const FORMAT = 1
 const RECORD = 'store.json'
 const LOCK_NAME = /^lock-(\d+)-[0-9a-f]{16}\.sock$/
 const LOCK_ATTEMPTS = 4

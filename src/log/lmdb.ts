@@ -191,7 +191,7 @@ class StoreOpening {
         )
       // A `process` store that becomes `disk` has rows that were never flushed.
       if (durability === 'disk' && record.durability === 'process') fs.fsyncSync(fd)
-      const opened: StoreRecord = { ...record, format: FORMAT, durability, state: 'open', bootId: this.#bootId }
+      const opened: StoreRecord = { ...record, durability, state: 'open', bootId: this.#bootId }
       return this.#start(opened, database, fd, { created: false, verified })
     } catch (error) {
       fs.closeSync(fd)

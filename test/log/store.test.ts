@@ -160,7 +160,7 @@ test('a damaged store is refused with a diagnosis; it never opens empty and noth
     ['store.json is empty', (dir) => fs.truncateSync(join(dir, 'store.json'), 0)],
     ['one bit of store.json is flipped', (dir) => flipBit(join(dir, 'store.json'), Buffer.from('storeId'))],
     ['store.json is of another store', (dir) => editRecord(dir, { storeId: '00'.repeat(16) })],
-    ['the store has a newer format', (dir) => editRecord(dir, { format: 3 }), 'STORE_FORMAT'],
+    ['the store has a newer format', (dir) => editRecord(dir, { format: 2 }), 'STORE_FORMAT'],
   ]
   for (const [title, damage, code = 'STORE_DAMAGED'] of damages)
     await t.test(title, async (t) => {
