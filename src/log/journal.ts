@@ -292,7 +292,7 @@ class JournalLog implements Log {
     this.#isWriting = true
     const written = (error: Error | null): void => {
       if (error !== null) this.fail(`The journal could not be flushed: ${reasonOf(error)}.`)
-      else if (file.isGone) this.fail(`${segmentName(this.#file)} was removed or replaced while it was in use.`)
+      else if (file.isGone()) this.fail(`${segmentName(this.#file)} was removed or replaced while it was in use.`)
       if (this.#failure !== null) return
       this.#at += end
       this.#sequence += entries.length

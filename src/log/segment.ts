@@ -145,7 +145,7 @@ export interface SegmentFile {
   /** Everything written so far survives a power cut once `done` is called, later, without an error. */
   sync(done: (error: Error | null) => void): void
   /** Was it removed or replaced under its name? */
-  readonly isGone: boolean
+  isGone(): boolean
   close(): void
 }
 
@@ -179,9 +179,7 @@ export function openSegment(path: string): SegmentFile {
       for (let done = 0; done < bytes.length; ) done += fs.writeSync(fd, bytes, done, bytes.length - done, at + done)
     },
     sync: (done) => fs.fdatasync(fd, done),
-    get isGone() {
-      return fs.fstatSync(fd).nlink === 0
-    },
+    isGone: () => fs.fstatSync(fd).nlink === 0,
     close: () => fs.closeSync(fd),
   }
 }

@@ -36,6 +36,15 @@ for (const durability of ['process', 'disk'] as const)
       }
     }))
 
+/** A file of the journal as an object of its own, some of whose methods a test replaces. */
+const boundFile = (file: SegmentFile): SegmentFile => ({
+  reserve: (bytes) => file.reserve(bytes),
+  write: (bytes, at) => file.write(bytes, at),
+  sync: (done) => file.sync(done),
+  isGone: () => file.isGone(),
+  close: () => file.close(),
+})
+
 /** A copy of a store as `kill -9` would leave it now. */
 function snapshot(t: Test, dir: string): string {
   const copy = folderFor(t)
@@ -69,80 +78,78 @@ function draws(seed: number): (below: number) => number {
   }
 }
 
-test('a crash at any moment leaves every acknowledged batch, and of the others each whole or not at all', async (t) => {
-  for (const seed of [1, 2, 3]) {
-    const draw = draws(seed)
-    const dir = folderFor(t)
-    const states: Array<{ copy: string; models: Model[] }> = []
-    // What was acknowledged, and what is with the log besides.
-    let model: Model = new Map()
-    let pending: Change[] | null = null
-    let isOpen = false
-    const look = (): void => {
-      if (!isOpen || draw(14) > 0) return
-      states.push({ copy: snapshot(t, dir), models: pending ? [model, apply(model, pending)] : [model] })
-    }
-    // A reader sees what was acknowledged, whatever moves meanwhile.
-    const read = (): void => {
-      if (!isOpen) return
-      const found = rows(log, ...ALL).join('\n')
-      const models = pending ? [model, apply(model, pending)] : [model]
-      t.ok(
-        models.some((expected) => inOrder(expected).join('\n') === found),
-        'whole to its readers',
-      )
-    }
-    const { log } = await openJournal(dir, {
-      wrapSegment: (file) => ({
-        write: (bytes, at) => {
-          look()
-          file.write(bytes, at)
-          look()
-        },
-        reserve: (bytes) => file.reserve(bytes),
-        sync: (done) => file.sync(done),
-        get isGone() {
-          return file.isGone
-        },
-        close: () => file.close(),
-      }),
-      wrap: (database) => ({
-        ...bound(database),
-        batch: async (action) => {
-          look()
-          read()
-          const result = await database.batch(action)
-          look()
-          read()
-          return result
-        },
-      }),
+/** A crash that was looked at: the store as it was left, and what it may hold. */
+interface Moment {
+  readonly copy: string
+  readonly models: readonly Model[]
+}
+
+const holdsOneOf = (log: Log, models: readonly Model[]): boolean => {
+  const found = rows(log, ...ALL).join('\n')
+  return models.some((model) => inOrder(model).join('\n') === found)
+}
+
+/** Commits at random and looks at moments between two steps of the disk. */
+async function workload(t: Test, seed: number): Promise<Moment[]> {
+  const draw = draws(seed)
+  const dir = folderFor(t)
+  const moments: Moment[] = []
+  // What was acknowledged, and what is with the log besides.
+  let model: Model = new Map()
+  let pending: Change[] | null = null
+  let isOpen = false
+  const look = (): void => {
+    if (!isOpen) return
+    const models = pending ? [model, apply(model, pending)] : [model]
+    if (draw(4) === 0) t.ok(holdsOneOf(log, models), 'whole to its readers, whatever moves meanwhile')
+    if (draw(14) === 0) moments.push({ copy: snapshot(t, dir), models })
+  }
+  const { log } = await openJournal(dir, {
+    wrapSegment: (file) => ({
+      ...boundFile(file),
+      write: (bytes, at) => {
+        look()
+        file.write(bytes, at)
+        look()
+      },
+    }),
+    wrap: (database) => ({
+      ...bound(database),
+      batch: async (action) => {
+        look()
+        const result = await database.batch(action)
+        look()
+        return result
+      },
+    }),
+  })
+  isOpen = true
+  for (let round = 0; round < 220; round++) {
+    const large = draw(25) === 0 ? 70_000 : 0
+    pending = Array.from({ length: 1 + draw(6) }, (_, n) => {
+      const key = keyOf(draw(300))
+      return n > 0 && draw(3) === 0 ? remove(key) : put(key, `${seed}/${round}/${'x'.repeat(draw(8000) + large)}`)
     })
-    isOpen = true
-    for (let round = 0; round < 220; round++) {
-      const large = draw(25) === 0 ? 70_000 : 0
-      pending = Array.from({ length: 1 + draw(6) }, (_, n) => {
-        const key = keyOf(draw(300))
-        return n > 0 && draw(3) === 0 ? remove(key) : put(key, `${seed}/${round}/${'x'.repeat(draw(8000) + large)}`)
-      })
-      t.same(await commit(log, pending), OK)
-      model = apply(model, pending)
-      pending = null
-    }
-    t.same(rows(log, ...ALL), inOrder(model))
-    t.ok(states.length > 15, `${states.length} moments`)
-    for (const { copy, models } of states) {
-      const left = (await openJournal(copy)).log
-      const found = rows(left, ...ALL).join('\n')
-      t.ok(
-        models.some((expected) => inOrder(expected).join('\n') === found),
-        'what was acknowledged, and nothing by half',
-      )
+    t.same(await commit(log, pending), OK)
+    model = apply(model, pending)
+    pending = null
+  }
+  t.ok(holdsOneOf(log, [model]))
+  await log.close()
+  return moments
+}
+
+test('a crash at any moment leaves every acknowledged batch, and of the others each whole or not at all', async (t) => {
+  for (const seed of [1, 2]) {
+    const moments = await workload(t, seed)
+    t.ok(moments.length > 15, `${moments.length} moments`)
+    for (const { copy, models } of moments) {
+      const { log } = await openJournal(copy)
+      t.ok(holdsOneOf(log, models), 'what was acknowledged, and nothing by half')
       // What was taken over is written on.
-      await commit(left, [put(keyOf(9999), 'after')])
-      await left.close()
+      t.same(await commit(log, [put(keyOf(9999), 'after')]), OK)
+      await log.close()
     }
-    await log.close()
   }
 })
 
@@ -155,17 +162,13 @@ test('a power cut takes what was not flushed, sector by sector, and nothing that
     const { log } = await openJournal(dir, {
       durability: 'disk',
       wrapSegment: (file, index) => ({
+        ...boundFile(file),
         write: (bytes, at) => {
           const before = fs.readFileSync(join(dir, `journal-${index}`)).subarray(at, at + bytes.length)
           unflushed.push({ file: index, bytes: Buffer.from(bytes), at, before: Buffer.from(before) })
           file.write(bytes, at)
         },
-        reserve: (bytes) => file.reserve(bytes),
         sync: (done) => void held.push(() => file.sync(done)),
-        get isGone() {
-          return file.isGone
-        },
-        close: () => file.close(),
       }),
     })
     const flush = (): void => {
@@ -208,16 +211,11 @@ async function crashed(t: Test): Promise<{ dir: string; ends: number[] }> {
   const ends: number[] = []
   const { log } = await openJournal(dir, {
     wrapSegment: (file) => ({
+      ...boundFile(file),
       write: (bytes, at) => {
         ends.push(at + bytes.length)
         file.write(bytes, at)
       },
-      reserve: (bytes) => file.reserve(bytes),
-      sync: (done) => file.sync(done),
-      get isGone() {
-        return file.isGone
-      },
-      close: () => file.close(),
     }),
   })
   for (let n = 0; n < 10; n++) await commit(log, [put(keyOf(n), `value ${n}`), put(Buffer.from('counter'), `${n}`)])
@@ -377,16 +375,12 @@ test('a journal on a disk that fails', async (t) => {
       durability: 'disk',
       onFailure: (reason) => failures.push(reason),
       wrapSegment: (file): SegmentFile => ({
+        ...boundFile(file),
         write: (bytes, at) => {
           if (armed) fault.write?.()
           file.write(bytes, at)
         },
-        reserve: (bytes) => file.reserve(bytes),
         sync: (done) => (armed && fault.sync ? fault.sync(done) : file.sync(done)),
-        get isGone() {
-          return file.isGone
-        },
-        close: () => file.close(),
       }),
       ...options,
     })
