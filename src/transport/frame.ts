@@ -85,7 +85,12 @@ export function encodeValue(value: unknown): Buffer {
 export function decodeValue(bytes: Buffer): unknown {
   if (checkValue(bytes, 0, 0) !== bytes.length)
     throw new PeerpostError('PROTOCOL_VIOLATION', 'A value is not plain msgpack, or is nested too deep.')
-  return codec.unpack(bytes)
+  try {
+    return codec.unpack(bytes)
+  } catch (thrown) {
+    // Well-formed, and still no value: a map with a list for a key, for one.
+    throw new PeerpostError('PROTOCOL_VIOLATION', `A value cannot be decoded: ${reasonOf(thrown)}.`, thrown)
+  }
 }
 
 /** Length in bytes of what follows each type byte from 0xc0 to 0xdf; -1 where it depends, -2 where it is refused. */
