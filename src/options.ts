@@ -53,7 +53,8 @@ export const LIMITS = {
   maxAttempts: 5,
   backoff: '1s..1m',
   heartbeatMs: 1000,
-  deadAfterMs: 3000,
+  /** Who fell silent is known to be gone within 3 s, however late a timer comes. */
+  deadAfterMs: 2900,
   reconnectMs: 1000,
   idWindowMs: 24 * 3600 * 1000,
   idWindow: 1_000_000,
