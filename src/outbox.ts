@@ -108,7 +108,8 @@ export class Outbox extends Backlog {
         lane.spaceBytes,
         lane.number,
         Math.min(lane.base, ...contested),
-        lane.next - 1,
+        // After a restart the record of a contested message is gone, and may have been the last one.
+        Math.max(lane.next - 1, ...contested),
         this.rules.tellFinished ? through : 0,
         exceptions,
       ])
@@ -208,7 +209,7 @@ export class Outbox extends Backlog {
       for (let sequence = Math.max(from, lane.base); sequence <= Math.min(to, lane.loadedTo - 1); sequence++)
         this.#settleOne(lane, sequence, outcome, peer, mayHold)
       for (const sequence of lane.contested.keys())
-        if (sequence >= from && sequence <= to) this.#contest(lane, sequence, outcome, peer)
+        if (sequence >= from && sequence <= ends[i + 1]!) this.#contest(lane, sequence, outcome, peer)
       for (const sequence of lane.running.keys())
         if (sequence >= from && sequence <= ends[i + 1]!) lane.running.delete(sequence)
     }
@@ -254,6 +255,8 @@ export class Outbox extends Backlog {
     if (outcome === 'dead') this.withdrawals.push({ lane, sequence, peer })
     else if (outcome === 'done' && first.outcome === 'dead') {
       if (first.by !== null) this.withdrawals.push({ lane, sequence, peer: first.by })
+      // Who is away cannot be told now: it says so again when it is back, and is told then.
+      if (first.by !== null && this.down.has(first.by)) first.others.add(first.by)
       first.outcome = outcome
       first.by = peer
     }
