@@ -62,3 +62,44 @@ t.test('a peer that has nothing to do is woken once a second', async (t) => {
   for (const [i, process] of [a, b].entries())
     t.ok(process.wakes - before[i]! <= 61, `${process.wakes - before[i]!} times in a minute`)
 })
+
+t.test('who is linked by another way is not dialed again, until that link ends', async (t) => {
+  for (const gone of [0, 1]) {
+    const turns = new Turns()
+    const both = [turns.start('a', ['b']), turns.start('b', ['a'])]
+    turns.pass(10_000)
+    for (const process of both) t.equal(process.turn.links.up.size, 2, 'itself and the other')
+    const dials = both.map((process) => process.dials)
+    turns.pass(60_000)
+    t.same(
+      both.map((process) => process.dials),
+      dials,
+      'both ends know that one link is enough',
+    )
+    both[gone]!.life.die('kill')
+    turns.pass(10_000)
+    t.ok(both[1 - gone]!.dials > dials[1 - gone]! + 2, 'who is gone is dialed, whoever had dialed the link')
+  }
+})
+
+t.test('what another peer says of this store is believed only where it can be true', async (t) => {
+  const space = 'f'.repeat(32)
+  for (const code of ['FENCED', 'ROLLBACK'] as const) {
+    const turns = new Turns()
+    const [a, b] = linked(turns)
+    const link = b.turn.links.up.get(peerOf('a'))!
+    const { epoch } = a.turn.store
+    b.turn.links.bye(link, code, 'a lie', ['e'.repeat(32), 9, space, 1])
+    turns.pass(5000)
+    t.same(a.failures, [])
+    t.ok(a.warnings.includes('PROTOCOL_VIOLATION'), a.warnings.join())
+    t.equal(a.turn.store.epoch, epoch)
+    t.ok(a.turn.links.up.has(peerOf('b')), 'the link is back')
+  }
+  const turns = new Turns()
+  const [a, b] = linked(turns)
+  const truth = [a.turn.options.storeId, 9, space, 1]
+  b.turn.links.bye(b.turn.links.up.get(peerOf('a'))!, 'FENCED', 'a later one ran', truth)
+  turns.pass(1000)
+  t.match(a.failures, [{ code: 'FENCED' }])
+})
