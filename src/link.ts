@@ -251,8 +251,6 @@ export class LinkConnection implements Carrier {
   toldCommit = 0
   /** Packets that came before this side was ready for them. */
   readonly early: Buffer[] = []
-  /** Slices of bodies that are still coming: by lane and sequence. */
-  readonly parts = new Map<string, { bytes: Buffer; filled: number }>()
 
   constructor(
     readonly connection: Connection,
