@@ -48,6 +48,28 @@ t.test('consume --exec acknowledges what worked and gives back what did not', as
   })
 })
 
+t.test('consume --max-attempts and --backoff say how often a message comes, and when; --max ends it', async (t) => {
+  const { cwd } = await startSidecar(t)
+  const run = (...args: string[]) => peerpost(args, { cwd })
+  for (const body of ['1', '2', '3']) await run('send', 'orders', body)
+  t.match(await run('consume', 'orders', '--max', '2'), { code: 0, stdout: '1\n2\n' }, 'the third one stays')
+  t.match(await run('consume', 'orders', '--max', '5', '--wait', '100ms'), { code: 0, stdout: '3\n' })
+  // The default would give it five deliveries, the second one within a second.
+  const retry = ['--max-attempts', '2', '--backoff', '1500ms']
+  const { stdout } = await run('send', 'orders', '"poison"')
+  const failing = await run('consume', 'orders', '--exec', 'exit 3', ...retry, '--wait', '4s')
+  t.equal(failing.stderr.match(/ended with 3/g)?.length, 2, failing.stderr)
+  const letter = json(await run('dead-letters', 'show', stdout.trim(), '--json')) as { attempts: { at: number }[] }
+  t.equal(letter.attempts.length, 2)
+  const gap = letter.attempts[1]!.at - letter.attempts[0]!.at
+  t.ok(gap >= 1500, `delivered again after ${gap} ms`)
+  await run('subscribe', 'order.*', '--durable', '--wait', '0s')
+  await run('publish', 'order.created', '"poison"')
+  const once = ['--durable', '--max-attempts', '1', '--max', '1', '--exec', 'exit 3']
+  t.equal((await run('subscribe', 'order.*', ...once)).code, 0)
+  t.match(await run('dead-letters', 'list', '--topic', 'order.created'), { code: 0, stdout: /order\.created/ })
+})
+
 t.test('requests, topics and dead letters', async (t) => {
   const { cwd, port, ready } = await startSidecar(t)
   const run = (...args: string[]) => peerpost(args, { cwd })
@@ -162,6 +184,11 @@ t.test('mistakes end with one or two lines and the right code', async (t) => {
     [['send', 'q', '1', '--header', 'x'], 2, /^error USAGE: --header/],
     [['consume', 'q', '--count', 'many'], 2, /^error USAGE: --count/],
     [['consume', 'q', '--wait', 'long'], 2, /^error USAGE: --wait/],
+    [['consume', 'q', '--max', '0'], 2, /^error USAGE: --max must be a whole number from 1, not "0"\.\n$/],
+    [['consume', 'q', '--max', '1', '--count', '2'], 2, /^error USAGE: --max and --count mean the same/],
+    [['consume', 'q', '--max-attempts', '1.5'], 2, /^error USAGE: --max-attempts must be .* from 1 to 1000, not "1.5"/],
+    [['subscribe', 'q', '--backoff', 'soon'], 2, /^error USAGE: --backoff: "soon" is not a duration/],
+    [['consume', 'q', '--backoff', '1m..1s'], 2, /^error USAGE: --backoff: .* ends below its start/],
     [['sidecar', '--mqtt', '127.0.0.1:1883'], 2, /^error CONFIG_INVALID: --mqtt: .*not in this version/],
     [
       ['sidecar', '--directory', 'tcp://127.0.0.1:7500'],
@@ -178,6 +205,10 @@ t.test('mistakes end with one or two lines and the right code', async (t) => {
   }
   const help = await peerpost(['send', '--help'])
   t.match(help, { code: 0, stdout: /^Examples:\n/, stderr: '' })
+  for (const command of ['consume', 'subscribe']) {
+    const { stdout } = await peerpost([command, '--help'])
+    for (const flag of ['--max <n>', '--max-attempts <n>', '--backoff <spec>']) t.match(stdout, flag, command)
+  }
   t.match(await peerpost(['--version']), { code: 0, stdout: /^\d+\.\d+\.\d+\n$/ })
   t.equal((await peerpost([])).code, 2)
 })
