@@ -254,6 +254,7 @@ export class Outbox extends Backlog {
     if (first.by === peer) return
     if (outcome === 'dead') this.withdrawals.push({ lane, sequence, peer })
     else if (outcome === 'done' && first.outcome === 'dead') {
+      if (first.by !== null) this.#correct(lane, first.number)
       if (first.by !== null) this.withdrawals.push({ lane, sequence, peer: first.by })
       // Who is away cannot be told now: it says so again when it is back, and is told then.
       if (first.by !== null && this.down.has(first.by)) first.others.add(first.by)
@@ -261,6 +262,18 @@ export class Outbox extends Backlog {
       first.by = peer
     }
     this.#heardOf(lane, sequence, peer)
+  }
+
+  /** What was written down as dead is done: no row says so. Whoever was told before cannot be told again. */
+  #correct(lane: Lane, number: number): void {
+    const { route, isMemory } = lane
+    const counters = isMemory ? route.memoryCounters : route.counters
+    counters.dead--
+    counters.done++
+    route.dirty = true
+    this.#memoryEnds.delete(watchName(lane.space, number))
+    this.unwrittenEnds.delete(watchName(lane.space, number))
+    if (!isMemory) this.lazy.push(rows.remove(rows.outcomeKey(lane.epoch, number)))
   }
 
   /** One of the holders of a contested message has said how it ended there. */
@@ -277,7 +290,7 @@ export class Outbox extends Backlog {
     const key = rows.contestedKey(lane.epoch, lane.number, sequence)
     const contested = lane.contested.get(sequence)
     if (!contested) this.lazy.push(rows.remove(key))
-    else this.lazy.push(rows.put(key, [contested.outcome, contested.by, [...contested.others]]))
+    else this.lazy.push(rows.put(key, [contested.outcome, contested.by, [...contested.others], contested.number]))
   }
 
   nack(peer: PeerId, space: string, number: number, sequence: number, fields: NackFields, now: number): void {
@@ -345,7 +358,7 @@ export class Outbox extends Backlog {
     if (entry.others) {
       if (by !== null) entry.others.delete(by)
       if (entry.others.size > 0) {
-        lane.contested.set(entry.sequence, { outcome, by, others: entry.others })
+        lane.contested.set(entry.sequence, { outcome, by, others: entry.others, number: entry.number })
         this.#writeContested(lane, entry.sequence)
       }
     }

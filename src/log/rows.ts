@@ -121,7 +121,7 @@ export const touchedOfKey = (at: Buffer): { epoch: number; route: number; peer: 
 })
 
 /** How a message ended, at whom, and who else may have ended it and has not said (rule P13). */
-export type ContestedRow = readonly [outcome: Outcome, by: PeerId | null, others: readonly PeerId[]]
+export type ContestedRow = readonly [outcome: Outcome, by: PeerId | null, others: readonly PeerId[], number: number]
 export const contestedKey = (epoch: number, route: number, sequence: number): Buffer =>
   key('contested', u32(epoch), u32(route), u48(sequence))
 export const contestedOfKey = (at: Buffer): { epoch: number; route: number; sequence: number } => ({

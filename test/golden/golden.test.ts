@@ -90,5 +90,5 @@ t.test('the bytes of then are read as they were meant', async (t) => {
   t.same(rows.attemptOfKey(key('attempt')), { space: '000102030405060708090a0b0c0d0e0f', route: 7, sequence: 5 })
   t.match(rows.touchedOfKey(key('touched')), { epoch: 2, route: 7 })
   t.same(rows.contestedOfKey(key('contested')), { epoch: 2, route: 7, sequence: 5 })
-  t.match(rows.read(value('contested')), ['dead', /^12D3Koo/, [/^12D3Koo/]])
+  t.match(rows.read(value('contested')), ['dead', /^12D3Koo/, [/^12D3Koo/], 9])
 })

@@ -144,7 +144,7 @@ export function logRows(): Record<string, Change> {
     deadLetter: put(rows.deadLetterKey('order-7', SPACE_ID, 7, 5), letter),
     state: put(rows.stateKey('order/7'), { paid: true }),
     stateLoss: put(rows.stateLossKey(AT, 1), { verdict: 'SENDER_ROLLBACK', peer: PEER, range: 'all', at: AT }),
-    contested: put(rows.contestedKey(2, 7, 5), ['dead', PEER, [PEER]]),
+    contested: put(rows.contestedKey(2, 7, 5), ['dead', PEER, [PEER], 9]),
   }
 }
 

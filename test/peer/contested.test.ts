@@ -5,6 +5,7 @@
  */
 import t from 'tap'
 import type { Held } from '../../src/hold.js'
+import { Inspector } from '../../src/status.js'
 import { type Process, Turns } from '../sim/turns.js'
 
 type End = 'done' | 'dead'
@@ -41,6 +42,7 @@ for (const [second, first] of [
 class Story {
   readonly turns = new Turns()
   readonly given: Record<string, Held> = {}
+  id = ''
   sender = this.start(undefined)
   readonly a = this.turns.start('a', ['s'])
   readonly b = this.turns.start('b', ['s'])
@@ -61,6 +63,13 @@ class Story {
     this.turns.pass(5000)
   }
 
+  /** What the sender has of the message: its outcome, and how many ended done and dead. */
+  recorded(): [outcome: string, done: number, dead: number] {
+    const { turn } = this.sender
+    const { done, dead } = turn.store.outbox.findQueue('q')!.counters
+    return [new Inspector(turn, '', []).outcome(this.id), done, dead]
+  }
+
   /** The message is with `a`, whose link breaks, and after the failover with `b`. */
   failOver(rest: Case['rest']): void {
     const { turns, a, b, given } = this
@@ -71,7 +80,7 @@ class Story {
     turns.pass(500)
     const park = (): unknown => this.sender.sender.send('q', 'parked', { delayMs: 3_600_000 })
     if (rest === 'before' || rest === 'both') park()
-    this.sender.sender.send('q', 'the message', {})
+    this.id = this.sender.sender.send('q', 'the message', {}).id
     if (rest === 'after' || rest === 'both') park()
     turns.pass(500)
     turns.consume(b, 'q', 5, (held) => {
@@ -101,6 +110,10 @@ for (const { second, first, rest, tells, restarts } of CASES) {
     const kept = { a: letters(a), b: letters(b) }
     if (second === 'dead' && first === 'dead') t.same(kept, { a: 0, b: 1 }, 'the first dead letter stays')
     else t.same(kept, { a: 0, b: 0 }, 'done beats dead')
+    const isDead = second === 'dead' && first === 'dead'
+    t.same(story.recorded(), isDead ? ['dead', 0, 1] : ['done', 1, 0], 'the sender has one outcome, and it is true')
+    story.restart()
+    t.same(story.recorded(), isDead ? ['dead', 0, 1] : ['done', 1, 0], 'and still has it after a restart')
     for (const { failures } of [story.sender, a, b]) t.same(failures, [])
   })
 }
@@ -123,5 +136,6 @@ for (const restarts of [0, 1])
     story.cut(false, 'b')
     turns.pass(5000)
     t.same([letters(a), letters(b)], [0, 0], 'it is told when it is back')
+    t.same(story.recorded(), ['done', 1, 0])
     t.equal([...story.sender.turn.store.outbox.routes.values()][0]!.lanes.filter((lane) => lane.isOld).length, 0)
   })
