@@ -144,18 +144,8 @@ function check(options: PeerOptions): Checked {
 }
 
 function limitsOf(options: PeerOptions): Limits {
-  const {
-    reserveShare,
-    creditMessages,
-    creditBytes,
-    heartbeatMs,
-    deadAfterMs,
-    reconnectMs,
-    maxIdleMs,
-    idWindowMs,
-    commitTimeoutMs,
-  } = LIMITS
   return {
+    ...LIMITS,
     quotaBytes: checkInteger(
       'quotaBytes',
       options.quotaBytes ?? LIMITS.quotaBytes,
@@ -164,15 +154,6 @@ function limitsOf(options: PeerOptions): Limits {
     ),
     failoverMs: checkInteger('failoverMs', options.failoverMs ?? LIMITS.failoverMs, 0, 86_400_000),
     inDoubt: options.inDoubt ?? 'failover',
-    reserveShare,
-    creditMessages,
-    creditBytes,
-    heartbeatMs,
-    deadAfterMs,
-    reconnectMs,
-    maxIdleMs,
-    idWindowMs,
-    commitTimeoutMs,
   }
 }
 

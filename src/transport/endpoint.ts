@@ -6,7 +6,7 @@ import { type LookupAddress, lookup } from 'node:dns'
 import { lstatSync, type Stats, unlinkSync } from 'node:fs'
 import { BlockList, connect, isIP, isIPv6 } from 'node:net'
 import { isMainThread } from 'node:worker_threads'
-import { PeerpostError } from '../errors.js'
+import { PeerpostError, reasonOf } from '../errors.js'
 import { isPeerId } from '../identity.js'
 import type { PeerId } from '../message.js'
 
@@ -41,6 +41,9 @@ export interface NameEndpoint extends Common {
 }
 
 export type Endpoint = HostEndpoint | PathEndpoint | NameEndpoint
+
+/** Where a transport over the network or the file system listens. */
+export type Place = HostEndpoint | PathEndpoint
 
 const KINDS: Readonly<Record<string, Endpoint['kind']>> = {
   tcp: 'host',
@@ -154,6 +157,28 @@ export const insecure = (endpoint: string, safer: string): PeerpostError =>
     'INSECURE_ENDPOINT',
     `The endpoint "${endpoint}" would carry messages in the clear off this machine. ${safer}, or permit it with insecure: true (--insecure).`,
   )
+
+/** Why nothing can listen on an endpoint, as a sentence for its `text`. */
+export function listenError(text: string, error: NodeJS.ErrnoException): PeerpostError {
+  const { code } = error
+  if (code === 'EADDRINUSE') return inUse(text)
+  if (code === 'EADDRNOTAVAIL' || code === 'ENODEV')
+    return invalid(text, 'this machine does not have that address', error)
+  if (code === 'EACCES') return invalid(text, 'this user may not listen there', error)
+  if (code === 'ENOENT') return invalid(text, 'its folder does not exist', error)
+  return invalid(text, reasonOf(error), error)
+}
+
+export function unreachable({ text }: Place, cause: unknown): PeerpostError {
+  // When all addresses of a name fail, Node reports them together and leaves the message empty.
+  const first = cause instanceof AggregateError ? cause.errors[0] : cause
+  return new PeerpostError('UNREACHABLE', `${text} cannot be reached: ${reasonOf(first)}.`, cause)
+}
+
+export const aborted = ({ text }: { text: string }, signal: AbortSignal): PeerpostError =>
+  new PeerpostError('ABORTED', `Dialing ${text} was aborted.`, signal.reason)
+
+export const closedError = (): PeerpostError => new PeerpostError('CLOSED', 'This transport is closed.')
 
 export const inUse = (text: string): PeerpostError =>
   new PeerpostError(

@@ -31,12 +31,12 @@ import type {
 } from './seat.js'
 import type { SimDisk } from './store.js'
 
-const peerOf = (name: string): PeerId => `peer-${name}` as PeerId
+export const peerOf = (name: string): PeerId => `peer-${name}` as PeerId
 const nameOf = (peer: string): string => peer.replace(/^peer-/, '')
 /** Where the simulated store keeps what the real one keeps in a file of its own. */
 const STORE_ID_KEY = Buffer.from([0xff, 1])
 
-function proofsOf(name: string): Proofs {
+export function proofsOf(name: string): Proofs {
   const signature = (peer: string): Buffer => Buffer.from(`signed by ${peer}`)
   return {
     peerId: peerOf(name),

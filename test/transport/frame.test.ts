@@ -16,7 +16,6 @@ import {
   readControl,
   readCredit,
   readPacket,
-  readPart,
   withMeta,
   writeData,
 } from '../../src/transport/frame.js'
@@ -46,7 +45,6 @@ t.test('no bytes make a reader throw anything but PROTOCOL_VIOLATION', async (t)
     readControl: (packet) => readControl(packet, 0, packet.length),
     readAck: (packet) => readAck(packet, 0, packet.length),
     readCredit: (packet) => readCredit(packet, 0, packet.length),
-    readPart: (packet) => readPart(packet, 0, packet.length),
     decodeValue,
     data: (packet) => {
       checkData(packet, 0, packet.length)
