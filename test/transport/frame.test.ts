@@ -34,7 +34,10 @@ function isTotal(read: () => unknown): boolean {
 
 t.test('well-formed msgpack that is no value is the fault of who sent it', async (t) => {
   // A map whose second key is a list.
-  for (const bytes of [[0x82, 0, 0, 0x91, 0, 0], [0x81, 0x81, 0, 0, 0]])
+  for (const bytes of [
+    [0x82, 0, 0, 0x91, 0, 0],
+    [0x81, 0x81, 0, 0, 0],
+  ])
     t.throws(() => decodeValue(Buffer.from(bytes)), { code: 'PROTOCOL_VIOLATION', message: /cannot be decoded/ })
 })
 
