@@ -249,6 +249,8 @@ export class LinkConnection implements Carrier {
   challenge = 0
   hasAnswered = false
   toldCommit = 0
+  /** An answer was given that rests on a commit of which the other side may not know. */
+  owesCommit = false
   /** Packets that came before this side was ready for them. */
   readonly early: Buffer[] = []
 
