@@ -432,7 +432,8 @@ const PACKAGES = [
   '@multiformats/multiaddr',
 ] as const
 
-async function loadLibrary(): Promise<Library> {
+/** Loads it, and defines first what Node 20 lacks. */
+export async function loadLibrary(): Promise<Library> {
   // libp2p calls it as soon as it is loaded, and Node 20 lacks it.
   const platform = Promise as { withResolvers?: unknown }
   platform.withResolvers ??= withResolvers
