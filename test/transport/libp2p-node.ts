@@ -4,12 +4,13 @@ import type { Stream } from '@libp2p/interface'
 import type { Libp2p } from 'libp2p'
 import type { Test } from 'tap'
 
-/** Stopped with the test. It listens nowhere. */
-export async function plainNode(t: Pick<Test, 'teardown'>): Promise<Libp2p> {
+/** Stopped with the test. */
+export async function plainNode(t: Pick<Test, 'teardown'>, listen: string[] = []): Promise<Libp2p> {
   // Loading the transport's library first defines what Node 20 lacks.
   const { loadLibrary } = await import('../../src/transport/libp2p.js')
   const { createLibp2p, tcp, noise, yamux } = await loadLibrary()
   const node = await createLibp2p({
+    addresses: { listen },
     transports: [tcp()],
     connectionEncrypters: [noise()],
     streamMuxers: [yamux()],
