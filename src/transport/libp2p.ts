@@ -364,8 +364,11 @@ class Node {
     if (this.#isClosing) throw new Error('it takes no connections')
     const [, , host = ''] = raw.remoteAddr.toString().split('/')
     const seat = this.#door?.lobby.enter(host) ?? null
-    if (seat) seat.cut = (reason) => raw.abort(new Error(reason))
-    this.#arrivals.set(raw.timeline, { raw, gate: new Gate(raw), seat, connection: null })
+    const cut = (reason: string): void =>
+      arrival.connection ? arrival.connection.destroy(reason) : raw.abort(new Error(reason))
+    const arrival: Arrival = { raw, gate: new Gate(raw, cut), seat, connection: null }
+    if (seat) seat.cut = cut
+    this.#arrivals.set(raw.timeline, arrival)
     raw.addEventListener('close', () => {
       seat?.leave()
       this.#arrivals.delete(raw.timeline)
@@ -414,7 +417,10 @@ function watched(factory: MuxerFactory): MuxerFactory {
     const watch = new FrameWatch(MAX_WINDOW_BYTES)
     stream.addEventListener('message', ({ data }) => {
       const wrong = watch.push(data)
-      if (wrong !== null) stream.abort(new Error(wrong))
+      if (wrong === null) return
+      // The muxer first: its streams then know why.
+      muxer.abort(new Error(wrong))
+      stream.abort(new Error(wrong))
     })
     return muxer
   }

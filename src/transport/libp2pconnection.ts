@@ -54,12 +54,13 @@ export interface RawConnection {
  * flush as one piece.
  */
 export class Gate {
-  readonly #raw: RawConnection
+  readonly #cut: (reason: string) => void
   #received = 0
   #isOpen = false
 
-  constructor(raw: RawConnection) {
-    this.#raw = raw
+  /** `cut` ends the connection. */
+  constructor(raw: RawConnection, cut: (reason: string) => void) {
+    this.#cut = cut
     const send = raw.send.bind(raw)
     const onData = raw.onData.bind(raw)
     // Noise gives a list of lengths, ciphertexts and tags, and each piece would be a system call and a packet.
@@ -80,7 +81,7 @@ export class Gate {
     if (this.#isOpen) return
     this.#received += bytes
     if (this.#received > RAW_PRE_AUTH_BYTES)
-      this.#raw.abort(new Error(`it sent more than ${RAW_PRE_AUTH_BYTES} bytes before it authenticated`))
+      this.#cut(`it sent more than ${RAW_PRE_AUTH_BYTES} bytes before it authenticated`)
   }
 }
 
@@ -167,7 +168,8 @@ export class StreamConnection implements Connection {
     stream.addEventListener('message', (event) => this.#received((event as Event & { data: Bytes }).data))
     // All that it sent has been handed over, and nothing more comes. One that closes itself first sends what it has.
     stream.addEventListener('end', () => {
-      if (this.#state === 'open') this.#lost('the other side closed it')
+      // Of one that was aborted, the close that follows says why.
+      if (this.#state === 'open' && stream.status === 'open') this.#lost('the other side closed it')
     })
     stream.addEventListener('close', (event) => this.#lost((event as Event & { error?: Error }).error?.message))
     stream.addEventListener('idle', () => this.#clock.defer(() => this.#drained()))
