@@ -7,12 +7,6 @@
  * nobody what they observe, and redial nothing: which connections there are is decided above. The library is loaded when
  * a first endpoint asks for it.
  */
-import type {
-  Connection as Libp2pConnection,
-  Listener as Libp2pListener,
-  MessageStream,
-  Stream,
-} from '@libp2p/interface'
 import { type Clock, systemClock } from '../clock.js'
 import { PeerpostError, reasonOf } from '../errors.js'
 import { createIdentity, type Identity, isPeerId, publicKeyOf } from '../identity.js'
@@ -39,6 +33,8 @@ const MAX_CONNECTIONS = 10_000
 const MAX_PER_SECOND = 1000
 /** How long libp2p may take to end a connection in order, after our own side of it is over. */
 const CLOSE_MS = 500
+/** How long a node waits for its connections to end before it cuts them. */
+const STOP_MS = 1500
 /** As near to never as a timer can be told: silence is the link's business. */
 const NEVER_MS = 0x7fffffff
 
@@ -126,17 +122,16 @@ class Libp2pTransport implements Transport {
       const cancel = this.#clock.timer(DIAL_MS, () => settle(unreachable(place, `no answer within ${DIAL_MS} ms`)))
       this.#dialing.add(settle)
       signal.addEventListener('abort', stop)
+      const came = (open: OpenStream): void => {
+        // Given up, or ended, in the moment in which it came up.
+        if (!this.#dialing.has(settle)) open.under.abort(new Error('the dial was given up'))
+        else if (open.node.take(open, accept, this.#lobby.enter(null))) settle(null)
+        else settle(unreachable(place, 'the connection was lost'))
+      }
       this.#dialingNode()
         .then((node) => node.dial(place, giveUp.signal))
-        .then(
-          (open) => {
-            // Given up in the moment in which it came up.
-            if (!this.#dialing.has(settle)) return open.under.abort(new Error('the dial was given up'))
-            settle(null)
-            open.node.take(open, accept, this.#lobby.enter(null))
-          },
-          (error) => settle(error instanceof PeerpostError ? error : unreachable(place, firstLine(error))),
-        )
+        .then(came)
+        .catch((error) => settle(error instanceof PeerpostError ? error : unreachable(place, firstLine(error))))
     })
   }
 
@@ -150,10 +145,11 @@ class Libp2pTransport implements Transport {
 
   /** Takes no more connections; those that are up stay, and keep the port taken until the last has ended. */
   async #stopListening(node: Node): Promise<void> {
-    const empty = node.closeDoor()
-    if (node.isEmpty) await node.stop()
-    else void empty.then(() => node.stop())
-    this.#nodes.delete(node)
+    const stopped = node.closeDoor().then(async () => {
+      await node.stop()
+      this.#nodes.delete(node)
+    })
+    if (node.isEmpty) await stopped
   }
 
   #parse(endpoint: string): HostEndpoint {
@@ -201,6 +197,10 @@ interface OpenStream {
 
 type Libp2p = Awaited<ReturnType<Library['createLibp2p']>>
 type Tcp = ReturnType<ReturnType<Library['tcp']>>
+type Libp2pListener = ReturnType<Tcp['createListener']>
+type Libp2pConnection = Awaited<ReturnType<Tcp['dial']>>
+type Stream = Awaited<ReturnType<Libp2pConnection['newStream']>>
+type MessageStream = Parameters<MuxerFactory['createStreamMuxer']>[0]
 type Upgrader = Parameters<Tcp['dial']>[1]['upgrader']
 type MuxerFactory = ReturnType<ReturnType<Library['yamux']>>
 /** The parts of a node that are worked with directly: its own ways to dial join dials and hide errors. */
@@ -236,8 +236,9 @@ class Node {
     const node = new Node(library, identity, clock, door)
     const libp2p = await library.createLibp2p(node.#configuration())
     node.#libp2p = libp2p
-    const take = (stream: Stream, under: Libp2pConnection): void =>
+    const take = (stream: Stream, under: Libp2pConnection): void => {
       node.take({ node, stream, under }, door!.accept, null)
+    }
     if (door) await libp2p.handle(PROTOCOL, take, ONE_STREAM)
     // What libp2p remembers of peers is not needed, and would grow with every stranger.
     libp2p.addEventListener('peer:disconnect', ({ detail }) => void libp2p.peerStore.delete(detail).catch(() => {}))
@@ -285,14 +286,17 @@ class Node {
     }
   }
 
-  /** Makes a connection of an open stream, and hands it over. `seat` is that of a dialed one; others have theirs. */
-  take({ stream, under }: OpenStream, accept: Accept, dialed: Seat | null): void {
+  /**
+   * Makes a connection of an open stream, and hands it over. `dialed` is the seat of one that was dialed; others have
+   * theirs. False where it has ended meanwhile.
+   */
+  take({ stream, under }: OpenStream, accept: Accept, dialed: Seat | null): boolean {
     const arrival = this.#arrivals.get(under.timeline)
     const seat = dialed ?? arrival?.seat
-    // It may have ended between the choice of the protocol and now.
     if (!arrival || !seat || this.#isClosing) {
+      dialed?.leave()
       under.abort(new Error('it is over'))
-      return
+      return false
     }
     const remote = under.remotePeer.toString()
     const keys = [this.#identity.publicKey, publicKeyOf(remote)]
@@ -305,6 +309,7 @@ class Node {
     const { gate } = arrival
     arrival.connection = new StreamConnection({ clock: this.#clock, stream, under, channel, gate, seat })
     arrival.connection.start(accept)
+    return true
   }
 
   /** Lets nobody in any more. Resolves once nobody is left. */
@@ -322,7 +327,11 @@ class Node {
     for (const { raw, connection } of this.#arrivals.values())
       if (connection) connection.close()
       else raw.abort(new Error('this side closed it'))
+    const cancel = this.#clock.timer(STOP_MS, () => {
+      for (const { raw } of this.#arrivals.values()) raw.abort(new Error('it did not end'))
+    })
     await empty
+    cancel()
     await this.#listener?.close()
     await this.#libp2p.stop()
   }
@@ -438,11 +447,10 @@ const PACKAGES = [
   '@multiformats/multiaddr',
 ] as const
 
-/** Loads it, and defines first what Node 20 lacks. */
+/** Loads it, and defines first what Node 20 lacks: libp2p calls `Promise.withResolvers` as soon as it is loaded. */
 export async function loadLibrary(): Promise<Library> {
-  // libp2p calls it as soon as it is loaded, and Node 20 lacks it.
-  const platform = Promise as { withResolvers?: unknown }
-  platform.withResolvers ??= withResolvers
+  if (!('withResolvers' in Promise))
+    Object.defineProperty(Promise, 'withResolvers', { value: withResolvers, writable: true, configurable: true })
   const [core, tcp, noise, yamux, identify, ping, keys, addresses] = await Promise.all([
     import('libp2p'),
     import('@libp2p/tcp'),

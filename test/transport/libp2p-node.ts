@@ -1,8 +1,9 @@
 /** A plain libp2p node with a key of its own, as a stranger would run it, and a stream of it as a Duplex. */
 import { Duplex } from 'node:stream'
-import type { Stream } from '@libp2p/interface'
 import type { Libp2p } from 'libp2p'
 import type { Test } from 'tap'
+
+type Stream = Awaited<ReturnType<Libp2p['dialProtocol']>>
 
 /** Stopped with the test. */
 export async function plainNode(t: Pick<Test, 'teardown'>, listen: string[] = []): Promise<Libp2p> {
