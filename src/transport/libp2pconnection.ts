@@ -17,6 +17,8 @@ const CLOSE_MS = 1000
  * and what Noise, yamux and the choice of protocols take themselves (about 1 KiB).
  */
 const RAW_PRE_AUTH_BYTES = 16 * 1024
+/** So much of the window is used before the other side is told that it may send more: a quarter of what it starts with. */
+const WINDOW_STEP_BYTES = 64 * 1024
 /** Yamux has 12 bytes in front of each frame; the last four are its length. */
 const MUXER_HEADER_BYTES = 12
 const MUXER_DATA = 0
@@ -30,6 +32,8 @@ export interface ByteStream {
   readonly readableEnded: boolean
   readonly writeBufferLength: number
   send(bytes: Uint8Array): boolean
+  /** How yamux opens the window again after each frame that came. */
+  sendWindowUpdate?(): void
   close(): Promise<void>
   abort(error: Error): void
   addEventListener(type: string, listener: (event: Event) => void): void
@@ -145,6 +149,8 @@ export class StreamConnection implements Connection {
   #state: 'open' | 'closing' | 'closed' = 'open'
   #reason: string | null = null
   #full = false
+  /** Bytes that came since the window was last opened. */
+  #taken = 0
   #cancelClose: Cancel = () => {}
 
   /** Leaves its seat when the peer has authenticated or the connection has ended. */
@@ -164,6 +170,7 @@ export class StreamConnection implements Connection {
   /** Hands the connection over and lets packets flow. To be called in the turn in which the stream came up. */
   start(accept: Accept): void {
     const stream = this.#stream
+    this.#openWindowRarely()
     this.#events = accept(this)
     stream.addEventListener('message', (event) => this.#received((event as Event & { data: Bytes }).data))
     // All that it sent has been handed over, and nothing more comes. One that closes itself first sends what it has.
@@ -217,7 +224,20 @@ export class StreamConnection implements Connection {
     this.#under.abort(new Error(reason))
   }
 
+  /** Else each packet would be answered by a record and a system call of its own, which say only that it was taken. */
+  #openWindowRarely(): void {
+    const stream = this.#stream
+    const open = stream.sendWindowUpdate?.bind(stream)
+    if (open === undefined) return
+    stream.sendWindowUpdate = () => {
+      if (this.#taken < WINDOW_STEP_BYTES) return
+      this.#taken = 0
+      open()
+    }
+  }
+
   #received(bytes: Bytes): void {
+    this.#taken += bytes.byteLength
     if (this.#state !== 'open') return
     for (const piece of piecesOf(bytes)) {
       const wrong = this.#reader.push(Buffer.from(piece.buffer, piece.byteOffset, piece.byteLength))

@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process'
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { connect, type Socket } from 'node:net'
+import { type AddressInfo, connect, createServer, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { multiaddr } from '@multiformats/multiaddr'
@@ -248,6 +248,53 @@ t.test('what one flush has is written as one piece', async (t) => {
   raw.send({ byteLength: 19, subarray: () => Buffer.concat(pieces), [Symbol.iterator]: () => pieces.values() })
   raw.send(pieces[0]!)
   t.same(written, [Buffer.concat(pieces), pieces[0]])
+})
+
+t.test('packets one way cost nothing the other way, until a good part of the window is used', async (t) => {
+  const server = transportOf(t)
+  let arrived!: (end: End) => void
+  const arrival = new Promise<End>((done) => {
+    arrived = done
+  })
+  const { endpoint } = await server.listen(LISTEN, collect(arrived))
+  let back = 0
+  const proxy = createServer((near) => {
+    const far = connect(portOf(endpoint), '127.0.0.1')
+    far.on('data', (bytes) => {
+      back += bytes.length
+      near.write(bytes)
+    })
+    near.on('data', (bytes) => far.write(bytes))
+    for (const [one, other] of [
+      [near, far],
+      [far, near],
+    ] as const) {
+      one.on('error', () => {})
+      one.on('close', () => other.destroy())
+    }
+  })
+  await new Promise<void>((done) => proxy.listen(0, '127.0.0.1', done))
+  t.teardown(() => proxy.close())
+  const { port } = proxy.address() as AddressInfo
+  const departure = new Promise<End>((up, fail) => {
+    transportOf(t).dial(`/ip4/127.0.0.1/tcp/${port}`, collect(up), NEVER).catch(fail)
+  })
+  const [end, far] = [await arrival, await departure]
+  const say = async (packets: number, bytes: number): Promise<void> => {
+    for (let i = 0; i < packets; i++) {
+      const before = end.packets.length
+      far.connection.send(Buffer.alloc(bytes))
+      await end.until(() => end.packets.length > before)
+    }
+  }
+  await say(1, 100)
+  await pause(20)
+  back = 0
+  await say(200, 100)
+  await pause(20)
+  t.ok(back < 200, `${back} bytes came back for 200 packets`)
+  await say(64, 64 * 1024)
+  t.pass('and the window does open again')
 })
 
 t.test('the watch follows frames however they are cut', async (t) => {
