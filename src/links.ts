@@ -20,6 +20,7 @@ import type { LineageEntry, PeerRow } from './log/rows.js'
 import type { PeerId, PeerStatus, SpaceId, StateLoss } from './message.js'
 import type { Limits } from './options.js'
 import type { Rules } from './rules.js'
+import { pinOf } from './transport/endpoint.js'
 import { FRAME, readControl, readPacket, violation } from './transport/frame.js'
 import type { Accept, Connection, ConnectionEvents } from './transport/transport.js'
 
@@ -66,7 +67,10 @@ const SILENCE: Readonly<Record<LinkState, string>> = {
 const EARLY_PACKETS = 256
 
 interface Target {
+  /** As it may be shown: without what follows #. */
   readonly endpoint: string
+  /** As it was configured: some transports need the pin to dial. */
+  readonly dialed: string
   readonly pinned: PeerId | null
   link: LinkConnection | null
   cancel: Cancel | null
@@ -99,13 +103,13 @@ export class Links {
 
   // --- dialing
 
-  /** Keeps a link to an endpoint: `#12D3Koo…` at its end pins who must answer. */
+  /** Keeps a link to an endpoint: `#12D3Koo…` at its end, or the `/p2p/…` of a multiaddr, pins who must answer. */
   addTarget(endpoint: string): void {
-    const [address, pin] = endpoint.split('#')
     if (this.#targets.has(endpoint)) return
     const target: Target = {
-      endpoint: address!,
-      pinned: (pin as PeerId | undefined) ?? null,
+      endpoint: endpoint.replace(/#.*$/, ''),
+      dialed: endpoint,
+      pinned: pinOf(endpoint),
       link: null,
       cancel: null,
       timer: null,
@@ -122,7 +126,7 @@ export class Links {
     target.attempts++
     let isOver = false
     const cancel = this.network.dial(
-      target.endpoint,
+      target.dialed,
       (connection) => {
         isOver = true
         target.cancel = null

@@ -11,7 +11,7 @@ import type { Peer, PeerEvents, PeerId } from './message.js'
 import { checkInteger, checkName, checkOptions, LIMITS, type Limits, type PeerOptions } from './options.js'
 import { type Listeners, LocalPeer } from './peer.js'
 import { ALL_RULES } from './rules.js'
-import { isLoopbackEndpoint, schemeOf } from './transport/endpoint.js'
+import { hasPortZero, isLoopbackEndpoint, schemeOf } from './transport/endpoint.js'
 import { tcpTransport } from './transport/tcp.js'
 import type { Listener, Transport } from './transport/transport.js'
 import { Turn } from './turn.js'
@@ -86,15 +86,22 @@ export async function openPeer(options: PeerOptions = {}): Promise<Peer> {
   }
 }
 
-/** The transports that the endpoints ask for. ZeroMQ's is loaded only then. */
+/** The transports that the endpoints ask for. Those of ZeroMQ and libp2p are loaded only then. */
 async function transportsFor(options: PeerOptions, identity: Identity, clock: Clock): Promise<Transport[]> {
   const insecure = options.insecure === true
   const transports = [...(options.transports ?? []), tcpTransport({ clock, identity, insecure })]
-  if (![...(options.listen ?? []), ...(options.peers ?? [])].some((endpoint) => schemeOf(endpoint).startsWith('zmq+')))
-    return transports
-  const { zeromqTransport } = await import('./transport/zeromq.js')
-  const allow = options.allow?.filter(isPeerId)
-  return [...transports, zeromqTransport({ clock, identity, insecure, ...(allow ? { allow } : {}) })]
+  const schemes = [...(options.listen ?? []), ...(options.peers ?? [])].map(schemeOf)
+  const allowed = options.allow?.filter(isPeerId)
+  const common = { clock, identity, ...(allowed ? { allow: allowed } : {}) }
+  if (schemes.some((scheme) => scheme.startsWith('zmq+'))) {
+    const { zeromqTransport } = await import('./transport/zeromq.js')
+    transports.push(zeromqTransport({ ...common, insecure }))
+  }
+  if (schemes.includes('libp2p')) {
+    const { libp2pTransport } = await import('./transport/libp2p.js')
+    transports.push(libp2pTransport(common))
+  }
+  return transports
 }
 
 interface Checked {
@@ -135,7 +142,7 @@ function check(options: PeerOptions): Checked {
       )
   }
   for (const endpoint of options.peers ?? [])
-    if (/:0(#|$)/.test(String(endpoint)))
+    if (hasPortZero(String(endpoint)))
       throw new PeerpostError(
         'ENDPOINT_INVALID',
         `${endpoint} has port 0, which can be listened on and not dialed. Give the port that the other peer says.`,
@@ -202,7 +209,7 @@ function transportFor(endpoint: string, transports: readonly Transport[]): Trans
   if (transport) return transport
   throw new PeerpostError(
     'ENDPOINT_INVALID',
-    `No transport serves ${scheme}://. Known are: ${transports.flatMap((candidate) => candidate.schemes).join(', ')}.`,
+    `No transport serves ${scheme} endpoints. Known are: ${transports.flatMap((candidate) => candidate.schemes).join(', ')}.`,
   )
 }
 

@@ -14,7 +14,10 @@ export interface PeerOptions {
   readonly dataDir?: string
   /** Class of the store: `disk` with a data directory unless told otherwise, else `memory`. */
   readonly durability?: Durability
-  /** Endpoints to listen on: `tcp://127.0.0.1:7400`, `tls://…`, `unix:///run/app/peer.sock`, `zmq+tcp://…`. */
+  /**
+   * Endpoints to listen on: `tcp://127.0.0.1:7400`, `tls://…`, `unix:///run/app/peer.sock`, `zmq+tcp://…`,
+   * `/ip4/127.0.0.1/tcp/4001`.
+   */
   readonly listen?: readonly string[]
   /** Endpoints of other peers; `#12D3Koo…` at the end pins who must answer. */
   readonly peers?: readonly string[]

@@ -9,7 +9,7 @@ const QUEUE = 'bench'
 const LINK_MS = 10_000
 const CONCURRENCY = 1000
 
-export type Channel = 'tcp' | 'unix' | 'zeromq'
+export type Channel = 'tcp' | 'unix' | 'zeromq' | 'libp2p'
 
 const CLASSES: Readonly<Record<Durability, DurabilityClass>> = { memory: 'D1', process: 'D2', disk: 'D3' }
 
@@ -24,7 +24,7 @@ export function peerpost(channel: Channel, durability: Durability): Target {
       delivers: true,
       settings: { concurrency: CONCURRENCY },
     },
-    listen: async (start, deliver) => receiver(await open(start, { listen: [endpoint(channel, start)] }), deliver),
+    listen: async (start, deliver) => receiver(await open(start, { listen: [ENDPOINTS[channel](start)] }), deliver),
     connect: async (start, address) => sender(await open(start, { peers: [address] }), durability),
   }
 }
@@ -36,9 +36,11 @@ async function openOver(durability: Durability, start: Start, more: PeerOptions)
   return openPeer({ ...store, ...more })
 }
 
-function endpoint(channel: Channel, { dir }: Start): string {
-  if (channel === 'unix') return `unix://${join(dir, 'p.sock')}`
-  return channel === 'tcp' ? 'tcp://127.0.0.1:0' : 'zmq+tcp://127.0.0.1:0'
+const ENDPOINTS: Readonly<Record<Channel, (start: Start) => string>> = {
+  tcp: () => 'tcp://127.0.0.1:0',
+  unix: ({ dir }) => `unix://${join(dir, 'p.sock')}`,
+  zeromq: () => 'zmq+tcp://127.0.0.1:0',
+  libp2p: () => '/ip4/127.0.0.1/tcp/0',
 }
 
 function receiver(peer: Peer, deliver: (body: Buffer) => void): Receiver {
