@@ -55,7 +55,7 @@ const SAMPLES: Readonly<Record<string, readonly Sample[]>> = {
       rule: rules.folders,
       bad: { 'bench/a.ts': "import '../src/turn.js'" },
       says: 'must not import src/turn.ts',
-      good: { 'bench/a.ts': "import 'peerpost'\nimport 'peerpost/log/journal'\nimport '../src/index.js'" },
+      good: { 'bench/a.ts': "import 'peerpost'\nimport 'peerpost/log/lmdb'\nimport '../src/index.js'" },
     },
     { rule: rules.folders, bad: { 'examples/a.ts': "import 'peerpost/turn'" }, says: 'must not import peerpost/turn' },
   ],
