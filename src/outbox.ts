@@ -221,13 +221,13 @@ export class Outbox extends Backlog {
   #settleOnDisk(lane: Lane, from: number, to: number, outcome: Outcome, peer: PeerId): void {
     for (const [sequence, by] of lane.deadOnDisk) {
       if (outcome === 'dead' || by === peer || sequence < from || sequence > to) continue
-      this.withdrawals.push({ lane, sequence, peer: by })
+      overtake(lane, sequence, by)
       lane.deadOnDisk.delete(sequence)
     }
     if (outcome === 'dead') {
       for (let sequence = from; sequence <= to; sequence++) {
         if (!lane.finishedOnDisk.has(sequence)) lane.deadOnDisk.set(sequence, peer)
-        else if (lane.deadOnDisk.get(sequence) !== peer) this.withdrawals.push({ lane, sequence, peer })
+        else if (lane.deadOnDisk.get(sequence) !== peer) overtake(lane, sequence, peer)
       }
     }
     lane.finishedOnDisk.addRange(from, to)
@@ -244,9 +244,6 @@ export class Outbox extends Backlog {
 
   /** Messages whose space a consumer has forgotten: nobody but this store may keep them now (rule P11). */
   refused: Entry[] = []
-
-  /** Dead letters to be taken back, with the peers that hold them (rule P13). */
-  withdrawals: Array<{ lane: Lane; sequence: number; peer: PeerId }> = []
 
   /** A second outcome of one message: done beats dead, and of two dead letters the first one stays. */
   #contest(lane: Lane, sequence: number, outcome: Outcome, peer: PeerId): void {
@@ -587,3 +584,8 @@ function sentenceOf(entry: Entry): string {
 
 const MEMORY_ENDS = 10_000
 const isSettled = (entry: Entry): boolean => entry.state === 'settled'
+
+/** The dead letter at `peer` has to go if the message's record is found to be still there. */
+function overtake(lane: Lane, sequence: number, peer: PeerId): void {
+  lane.overtaken.set(sequence, [...(lane.overtaken.get(sequence) ?? []), peer])
+}

@@ -228,6 +228,11 @@ export class Lane {
   /** Of those, the dead ones, and who keeps the dead letter. */
   readonly deadOnDisk = new Map<number, PeerId>()
   readonly expiredOnDisk = new IntervalSet()
+  /**
+   * Dead letters that others contradict, and where they are. A consumer calls done also what it was told is finished; of
+   * a message whose record is gone that may have been this very dead letter. Only with the record is it known otherwise.
+   */
+  readonly overtaken = new Map<number, PeerId[]>()
   /** How a message ended that more than one consumer may have had, and who of them has not said yet (rule P13). */
   readonly contested = new Map<number, Contested>()
   /** Consumers that were given up on while what they may have was only on disk. */
