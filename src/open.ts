@@ -1,17 +1,16 @@
 /** Opening a peer: checks the options, opens the store, wires transports to the turn, and begins to listen and dial. */
-import { createHmac, timingSafeEqual } from 'node:crypto'
 import { type Clock, systemClock } from './clock.js'
 import { checkDirectories, openDiscovery } from './directory/open.js'
 import { LEASE_MAX_MS, LEASE_MIN_MS } from './directory/record.js'
 import { PeerpostError, reasonOf } from './errors.js'
-import { createIdentity, type Identity, isPeerId, loadIdentity, verify } from './identity.js'
-import type { Proofs } from './link.js'
+import { createIdentity, type Identity, isPeerId, loadIdentity } from './identity.js'
 import type { Network } from './links.js'
 import type { Durability, Log } from './log/log.js'
 import { openMemoryLog } from './log/memory.js'
 import type { Peer, PeerEvents, PeerId } from './message.js'
 import { checkInteger, checkName, checkOptions, LIMITS, type Limits, type PeerOptions } from './options.js'
 import { type Listeners, LocalPeer } from './peer.js'
+import { proofsOf } from './proofs.js'
 import { ALL_RULES } from './rules.js'
 import { isLoopbackEndpoint, schemeOf } from './transport/endpoint.js'
 import { tcpTransport } from './transport/tcp.js'
@@ -217,19 +216,6 @@ async function openStoreOf(options: PeerOptions, checked: Checked, clock: Clock)
     onFailure: (reason) => store.onFailure?.(reason),
   })
   return Object.assign(store, { log: opened.log, storeId: opened.storeId, flush: () => opened.flush() })
-}
-
-function proofsOf(identity: Identity, options: PeerOptions): Proofs {
-  const allow = options.allow === undefined ? null : new Set(options.allow)
-  const key = options.meshKey
-  return {
-    peerId: identity.peerId,
-    sign: (bytes) => identity.sign(bytes),
-    verify: (peer, bytes, signature) => verify(peer, bytes, signature),
-    meshMac: (bytes) => (key === undefined ? Buffer.alloc(0) : createHmac('sha256', key).update(bytes).digest()),
-    equal: (a, b) => a.length === b.length && timingSafeEqual(a, b),
-    mayJoin: (peer) => allow === null || allow.has(peer),
-  }
 }
 
 function transportFor(endpoint: string, transports: readonly Transport[]): Transport {

@@ -163,11 +163,8 @@ t.test('mistakes end with one or two lines and the right code', async (t) => {
     [['consume', 'q', '--count', 'many'], 2, /^error USAGE: --count/],
     [['consume', 'q', '--wait', 'long'], 2, /^error USAGE: --wait/],
     [['sidecar', '--mqtt', '127.0.0.1:1883'], 2, /^error CONFIG_INVALID: --mqtt: .*not in this version/],
-    [
-      ['sidecar', '--directory', 'tcp://127.0.0.1:7500'],
-      2,
-      /^error CONFIG_INVALID: --directory: .*not in this version/,
-    ],
+    [['sidecar', '--directory', 'http://127.0.0.1:1'], 1, /^error ENDPOINT_INVALID: No directory serves http/],
+    [['directory', '--listen', 'tls://0.0.0.0:0'], 1, /^error MEMBERSHIP_REQUIRED: .*--mesh-key/],
     [['sidecar', '--log-level', 'loud'], 2, /^error CONFIG_INVALID: --log-level/],
     [['sidecar', '--mesh-key', 'none'], 2, /^error CONFIG_INVALID: The mesh key .* cannot be read: ENOENT/],
   ]
