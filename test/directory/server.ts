@@ -1,31 +1,13 @@
 /** Directory servers for tests, in this process, that can be killed and started again with and without their disk. */
-import { createHmac, timingSafeEqual } from 'node:crypto'
 import type { Test } from 'tap'
 import { DirectoryServer, type DirectoryServerOptions } from '../../directory/server.js'
 import { systemClock } from '../../src/clock.js'
-import type { RecordProofs } from '../../src/directory/record.js'
-import { createIdentity, type Identity, verify } from '../../src/identity.js'
+import { createIdentity, type Identity } from '../../src/identity.js'
 import { openLmdbLog } from '../../src/log/lmdb.js'
 import type { Log } from '../../src/log/log.js'
 import { openMemoryLog } from '../../src/log/memory.js'
+import { type Membership, proofsOf } from '../../src/proofs.js'
 import { tcpTransport } from '../../src/transport/tcp.js'
-
-export interface Membership {
-  readonly meshKey?: Uint8Array
-  readonly allow?: readonly string[]
-}
-
-/** What signs and verifies, as a peer's wiring makes it. */
-export function proofsOf(identity: Identity, { meshKey, allow }: Membership = {}): RecordProofs {
-  return {
-    peerId: identity.peerId,
-    sign: (bytes) => identity.sign(bytes),
-    verify: (peer, bytes, signature) => verify(peer, bytes, signature),
-    meshMac: (bytes) => (meshKey ? createHmac('sha256', meshKey).update(bytes).digest() : Buffer.alloc(0)),
-    equal: (a, b) => a.length === b.length && timingSafeEqual(a, b),
-    mayJoin: (peer) => allow === undefined || allow.includes(peer),
-  }
-}
 
 export interface ServerOptions extends Membership {
   readonly identity?: Identity
