@@ -18,9 +18,12 @@ export interface DirectoryServerLimits extends RegistryLimits {
   readonly connectionsPerAddress: number
   /** Names that one connection may watch. */
   readonly watches: number
-  /** Announcements, withdrawals, watches and questions of one peer: so many at once, and so many a second for good. */
+  /** Frames of one connection: so many at once, and so many a second for good. */
   readonly burst: number
   readonly perSecond: number
+  /** And of these, announcements of one peer: each may cost a push to everyone who watches. */
+  readonly announceBurst: number
+  readonly announcesPerSecond: number
 }
 
 export const SERVER_LIMITS: DirectoryServerLimits = {
@@ -30,6 +33,8 @@ export const SERVER_LIMITS: DirectoryServerLimits = {
   watches: 4096,
   burst: 8192,
   perSecond: 100,
+  announceBurst: 100,
+  announcesPerSecond: 20,
 }
 
 export interface DirectoryServerOptions {
@@ -75,8 +80,21 @@ interface Client {
   readonly watches: Map<string, string>
   /** Names that changed while its connection was full. */
   readonly owed: Set<string>
+  readonly frames: Bucket
+}
+
+/** Tokens that come back with time: so many at once, so many a second. */
+interface Bucket {
   tokens: number
-  tokensAt: number
+  at: number
+}
+
+function draw(bucket: Bucket, burst: number, perSecond: number, now: number): boolean {
+  bucket.tokens = Math.min(burst, bucket.tokens + ((now - bucket.at) / 1000) * perSecond)
+  bucket.at = now
+  if (bucket.tokens < 1) return false
+  bucket.tokens -= 1
+  return true
 }
 
 export class DirectoryServer {
@@ -88,6 +106,8 @@ export class DirectoryServer {
   readonly #watchers = new Map<string, Set<Client>>()
   readonly #perAddress = new Map<string, number>()
   readonly #listeners: Listener[] = []
+  /** Announcements of each peer; full ones are forgotten. */
+  readonly #buckets = new Map<PeerId, Bucket>()
   #isPushing = false
   #isClosed = false
   #cancel: Cancel = () => {}
@@ -115,7 +135,11 @@ export class DirectoryServer {
 
   #tick(): void {
     this.#cancel = this.#options.clock.timer(EXPIRE_MS, () => {
-      this.#registry.expire(this.#options.clock.now())
+      const now = this.#options.clock.now()
+      const { announceBurst, announcesPerSecond } = this.#limits
+      this.#registry.expire(now)
+      for (const [peer, { tokens, at }] of this.#buckets)
+        if (tokens + ((now - at) / 1000) * announcesPerSecond >= announceBurst) this.#buckets.delete(peer)
       this.#changed()
       this.#tick()
     })
@@ -161,9 +185,8 @@ export class DirectoryServer {
       return null
     }
     this.#perAddress.set(address, here + 1)
-    const { burst } = this.#limits
-    const tokensAt = this.#options.clock.now()
-    const client: Client = { session, address, watches: new Map(), owed: new Set(), tokens: burst, tokensAt }
+    const frames = { tokens: this.#limits.burst, at: this.#options.clock.now() }
+    const client: Client = { session, address, watches: new Map(), owed: new Set(), frames }
     this.#clients.add(client)
     return client
   }
@@ -179,8 +202,9 @@ export class DirectoryServer {
   // --- what a peer says
 
   #frame(client: Client, type: number, fields: unknown[]): void {
-    if (!this.#mayAsk(client)) {
-      client.session.bye('BUSY', `more than ${this.#limits.perSecond} frames a second; wait, then come again`)
+    const { burst, perSecond } = this.#limits
+    if (!draw(client.frames, burst, perSecond, this.#options.clock.now())) {
+      client.session.bye('BUSY', `more than ${perSecond} frames a second; wait, then come again`)
       return
     }
     if (type === DIRECTORY_FRAME.announce) this.#announce(client, fields[0])
@@ -197,21 +221,22 @@ export class DirectoryServer {
     else if (type < 64) throw violation(`frame type ${type} is unknown`)
   }
 
-  /** A bucket of tokens for each connection: a flood of one peer costs the others nothing. */
-  #mayAsk(client: Client): boolean {
-    const { burst, perSecond } = this.#limits
-    const now = this.#options.clock.now()
-    client.tokens = Math.min(burst, client.tokens + ((now - client.tokensAt) / 1000) * perSecond)
-    client.tokensAt = now
-    client.tokens -= 1
-    return client.tokens >= 0
-  }
-
   #announce(client: Client, bytes: unknown): void {
     if (!Buffer.isBuffer(bytes)) throw violation('ANNOUNCE holds no record')
     const peer = client.session.peer!
+    const now = this.#options.clock.now()
+    const { announceBurst, announcesPerSecond } = this.#limits
+    // It outlives the connection: coming again gives nobody more.
+    const bucket = this.#buckets.get(peer) ?? { tokens: announceBurst, at: now }
+    this.#buckets.set(peer, bucket)
+    if (!draw(bucket, announceBurst, announcesPerSecond, now)) {
+      const reason = `BUSY: ${announcesPerSecond} announcements a second may be`
+      this.#refused++
+      client.session.send(DIRECTORY_FRAME.announced, ['refused', reason])
+      return
+    }
     this.#announcements++
-    const result = this.#registry.announce(bytes, peer, client.address, this.#options.clock.now())
+    const result = this.#registry.announce(bytes, peer, client.address, now)
     const answer = (): void => {
       if (result.kind === 'stale') client.session.send(DIRECTORY_FRAME.announced, ['stale', result.known])
       else if (result.kind === 'refused') client.session.send(DIRECTORY_FRAME.announced, ['refused', result.reason])

@@ -95,7 +95,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
 
   async publish(topic: string, body: unknown, options: api.SendOptions = NO_OPTIONS): Promise<api.PublishReceipt> {
     this.#checkOpen()
-    const learning = this.#learn(checkName('topic', topic))
+    const learning = this.#discovery === null ? null : this.#learn(checkName('topic', topic))
     if (learning !== null) {
       await learning
       if (this.#learning === learning) this.#learning = null

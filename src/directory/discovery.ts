@@ -50,6 +50,8 @@ export interface DiscoveryParts {
     scan(from: Buffer, to: Buffer, visit: (key: Buffer, value: Buffer) => boolean): void
     commit(changes: readonly RowChange[], done: (() => void) | null): void
   }
+  /** Has this peer told, over its link, that it takes this? */
+  isTaking(peer: PeerId, take: Take): boolean
   /** A durable subscription that this peer publishes for is kept for, whether its peer is here or away. */
   keepFor(take: Take): void
   warn(code: string, message: string): void
@@ -63,13 +65,17 @@ const TAKES_KEY = keyOf('t')
 const SEQUENCE_KEY = keyOf('s')
 const peerRow = (peer: string): Buffer => keyOf(`p${peer}`)
 
-/** Announcements that are asked for in so short a time become one. */
+/** What changes in so short a time is announced once, and after that no more often than the second figure. */
 const ANNOUNCE_MS = 5
+const ANNOUNCE_AGAIN_MS = 100
+/** So long after a directory took an announcement not, it is asked again. */
+const RETRY_MS = 2000
 const TICK_MS = 1000
 /** Sequences that are taken from the disk at once. */
 const SEQUENCES = 1_000_000
-/** Names that are watched because this peer gives them, and exact names that are recognised without a look. */
-const GIVES = 4000
+/** Names that are watched at most, so many of them because this peer takes something; and exact names that are recognised. */
+const WATCHES = 4000
+const WATCHES_FOR_TAKES = 600
 const EXACT_NAMES = 100_000
 const RENEWALS_A_LEASE = 3
 const REFUSALS_SHOWN = 8
@@ -112,6 +118,7 @@ export class Discovery {
   #isClosed = false
   #omitted = 0
   #announceTimer: Cancel | null = null
+  #announcedAt = Number.NEGATIVE_INFINITY
   #renewTimer: Cancel = () => {}
   #tickTimer: Cancel = () => {}
   #lookups = 0
@@ -246,8 +253,8 @@ export class Discovery {
   #give(give: Give): boolean {
     const text = `${give.kind}/${give.name}`
     if (this.#gives.has(text)) return false
-    if (this.#gives.size >= GIVES) {
-      this.#refuse('', `More than ${GIVES} names are sent to: "${give.name}" is not looked for.`)
+    if (this.#watches.size >= WATCHES - WATCHES_FOR_TAKES) {
+      this.#refuse('', `${WATCHES} names are watched at most: who takes "${give.name}" is not looked for.`)
       return false
     }
     this.#gives.set(text, { kind: give.kind, name: give.name })
@@ -278,7 +285,7 @@ export class Discovery {
   }
 
   #watch(name: string): void {
-    if (this.#watches.has(name) || this.#isClosed) return
+    if (this.#watches.has(name) || this.#watches.size >= WATCHES || this.#isClosed) return
     const cancels = this.#seats.map(({ directory }, index) => {
       this.#lookups++
       return directory.watch(name, '', (change) => {
@@ -299,8 +306,11 @@ export class Discovery {
 
   #announceSoon(): void {
     if (this.#announceTimer !== null || this.#isClosed) return
-    this.#announceTimer = this.#parts.clock.timer(ANNOUNCE_MS, () => {
+    const { clock } = this.#parts
+    const waitMs = Math.max(ANNOUNCE_MS, this.#announcedAt + ANNOUNCE_AGAIN_MS - clock.now())
+    this.#announceTimer = clock.timer(waitMs, () => {
       this.#announceTimer = null
+      this.#announcedAt = clock.now()
       this.#announce()
     })
   }
@@ -375,6 +385,8 @@ export class Discovery {
       if (seat.refusal !== result.reason)
         this.#parts.warn('DIRECTORY_REFUSED', `${seat.directory.url}: ${result.reason}`)
       seat.refusal = result.reason
+      const { clock } = this.#parts
+      clock.timer(RETRY_MS * (1 + clock.random()), () => seat.isAnnounced || this.#announceTo(seat))
     } else if (result.kind === 'stale') this.#goOnFrom(seat, result.known)
   }
 
@@ -479,8 +491,12 @@ export class Discovery {
     if (this.#seats.every(({ state }) => state.state === 'down' || state.state === 'refused')) return true
     const names = namesOfTakers({ kind: 'topic', name: root })
     if (!names.every((name) => this.#sightings.isAnswered(name))) return false
-    for (const [peer, known] of this.#sightings.peers())
-      if (known.isHere && names.some((name) => known.names.has(name)) && !this.#parts.links.isUp(peer)) return false
+    for (const [peer, { fields, isHere }] of this.#sightings.peers()) {
+      if (!isHere) continue
+      for (const take of fields.takes)
+        if (take.kind === 'topic' && names.includes(takesName('topic', topicRoot(take.name))))
+          if (!this.#parts.isTaking(peer, take)) return false
+    }
     return true
   }
 

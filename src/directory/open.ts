@@ -123,6 +123,8 @@ export async function openDiscovery(
       scan: (from, to, visit) => log.scan(from, to, visit),
       commit: (changes, done) => turn.commit(changes, done),
     },
+    isTaking: (peer, { kind, name, group, owner }) =>
+      turn.store.outbox.findRoute(kind, name, group, owner)?.consumers.some((each) => each.peer === peer) === true,
     keepFor: (take) => keepFor(turn, take),
     warn: (code, message) => turn.options.emit('warning', { code, message }),
   })

@@ -159,10 +159,11 @@ export class Session {
         if (!this.#isOver) this.#frame(packet, type, start, end)
       })
     } catch (thrown) {
-      const code = thrown instanceof PeerpostError ? thrown.code : 'FAILED'
+      const isTheirs = thrown instanceof PeerpostError
+      const code = isTheirs ? thrown.code : 'FAILED'
       this.#end ??= { code, reason: reasonOf(thrown) }
-      // A stranger learns the code and nothing of what is inside.
-      this.bye(code, this.isUp ? reasonOf(thrown) : 'refused')
+      // A stranger learns the code and nothing of what is inside, and nobody hears of a fault of this side.
+      this.bye(code, this.isUp && isTheirs ? thrown.message : 'refused')
     }
   }
 
