@@ -13,7 +13,7 @@ export type Sighting =
    * has a durable subscription. `ageMs` is how long ago the directory last heard of it from the peer.
    */
   | { readonly kind: 'record'; readonly record: Buffer; readonly isHere: boolean; readonly ageMs: number }
-  /** Where a peer may listen, from an operator's own list (a file, DNS): it belongs to every name. */
+  /** Where a peer may listen, from an operator's own list (a file, DNS): it belongs to every name, the empty one among them. */
   | { readonly kind: 'hint'; readonly endpoint: string }
 
 /** What became of a name since the last change. */

@@ -29,7 +29,7 @@ import {
   verifyRecord,
   writeRecord,
 } from './record.js'
-import { type KnownPeer, Sightings } from './sightings.js'
+import { EVERY_NAME, type KnownPeer, Sightings } from './sightings.js'
 
 export interface DiscoveryParts {
   readonly directories: readonly Directory[]
@@ -165,6 +165,9 @@ export class Discovery {
       this.#isReady = true
       this.#announce()
     })
+    // A list that an operator makes has no names: all of it is watched at once.
+    for (const [index, { directory }] of this.#seats.entries())
+      if (!directory.supports.announce) this.#ask(index, directory, EVERY_NAME)
     for (const [index, seat] of this.#seats.entries())
       seat.directory.open((state) => this.#stateChanged(index, seat, state))
     this.takesChanged()
@@ -275,7 +278,10 @@ export class Discovery {
     const wanted = new Set<string>()
     for (const take of this.#takes()) wanted.add(nameOfGivers(take))
     for (const give of this.#gives.values()) for (const name of namesOfTakers(give)) wanted.add(name)
+    const before = this.#watches.size
     for (const name of wanted) this.#watch(name)
+    // Who is known by another name may give or take one of these as well.
+    if (this.#watches.size > before) for (const [peer, known] of this.#sightings.peers()) this.#known(peer, known)
     for (const [name, cancels] of this.#watches) {
       if (wanted.has(name)) continue
       this.#watches.delete(name)
@@ -286,20 +292,20 @@ export class Discovery {
 
   #watch(name: string): void {
     if (this.#watches.has(name) || this.#watches.size >= WATCHES || this.#isClosed) return
-    const cancels = this.#seats.map(({ directory }, index) => {
-      this.#lookups++
-      return directory.watch(name, '', (change) => {
-        this.#changes++
-        this.#sightings.apply(index, change, this.#parts.clock.now())
-        this.#hint()
-      })
-    })
+    const cancels: Cancel[] = []
+    for (const [index, { directory }] of this.#seats.entries())
+      if (directory.supports.announce) cancels.push(this.#ask(index, directory, name))
     this.#watches.set(name, cancels)
   }
 
-  #hint(): void {
-    const hints = this.#sightings.takeHints()
-    if (hints !== null) this.#dialing.hints(new Set(hints.keys()))
+  #ask(index: number, directory: Directory, name: string): Cancel {
+    this.#lookups++
+    return directory.watch(name, '', (change) => {
+      this.#changes++
+      this.#sightings.apply(index, change, this.#parts.clock.now())
+      const hints = this.#sightings.takeHints()
+      if (hints !== null) this.#dialing.hints(new Set(hints.keys()))
+    })
   }
 
   // --- announcing
@@ -488,7 +494,8 @@ export class Discovery {
 
   #hasLearned(root: string): boolean {
     if (this.#learned.has(root)) return true
-    if (this.#seats.every(({ state }) => state.state === 'down' || state.state === 'refused')) return true
+    const asked = this.#seats.filter(({ directory }) => directory.supports.announce)
+    if (asked.every(({ state }) => state.state === 'down' || state.state === 'refused')) return true
     const names = namesOfTakers({ kind: 'topic', name: root })
     if (!names.every((name) => this.#sightings.isAnswered(name))) return false
     for (const [peer, { fields, isHere }] of this.#sightings.peers()) {

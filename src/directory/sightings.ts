@@ -8,6 +8,8 @@ import type { PeerId } from '../message.js'
 import type { Change, Reach, Sighting } from './directory.js'
 import { namesOf, type RecordFields, type Verdict } from './record.js'
 
+/** What a list that knows no names is asked for: all of it. */
+export const EVERY_NAME = ''
 /** Peers that are remembered at most, and sequences of those that were seen. */
 const KNOWN_PEERS = 4096
 const SEEN_PEERS = 16_384
@@ -173,7 +175,7 @@ export class Sightings {
       return null
     }
     const names = namesOf(fields)
-    if (!names.has(name)) {
+    if (name !== EVERY_NAME && !names.has(name)) {
       this.events.refused(`The record of ${peer} was shown under ${name}, and says nothing of it.`)
       return null
     }

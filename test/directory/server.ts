@@ -8,6 +8,7 @@ import type { Log } from '../../src/log/log.js'
 import { openMemoryLog } from '../../src/log/memory.js'
 import { type Membership, proofsOf } from '../../src/proofs.js'
 import { tcpTransport } from '../../src/transport/tcp.js'
+import type { Transport } from '../../src/transport/transport.js'
 
 export interface ServerOptions extends Membership {
   readonly identity?: Identity
@@ -15,6 +16,8 @@ export interface ServerOptions extends Membership {
   /** The folder of its store; in memory without. */
   readonly dir?: string
   readonly limits?: DirectoryServerOptions['limits']
+  /** Stands between the server and its transport. */
+  readonly wrap?: (transport: Transport) => Transport
   readonly warnings?: Array<{ code: string; message: string; peer: string }>
 }
 
@@ -44,7 +47,7 @@ export async function startServer(t: Pick<Test, 'teardown'>, options: ServerOpti
     clock: systemClock,
     proofs: proofsOf(identity, options),
     log,
-    transport: tcpTransport({ clock: systemClock, identity }),
+    transport: (options.wrap ?? ((same) => same))(tcpTransport({ clock: systemClock, identity })),
     ...(options.limits ? { limits: options.limits } : {}),
     onWarning: (warning) => options.warnings?.push(warning),
   })

@@ -101,7 +101,7 @@ t.test('status, routes, peers, keys and doctor', async (t) => {
   const findings = json(await run('doctor', '--json')) as Array<{ check: string; verdict: string }>
   t.same(
     findings.map(({ check }) => check),
-    ['node', 'clock', 'open files', 'disk space', 'data folder', 'disk flush', 'sidecar'],
+    ['node', 'clock', 'open files', 'disk space', 'data folder', 'disk flush', 'sidecar', 'directory'],
   )
   t.notOk(findings.some(({ verdict }) => verdict === 'fail'))
 })

@@ -2,6 +2,7 @@
 import { readdirSync, rmSync } from 'node:fs'
 import { createServer } from 'node:net'
 import t from 'tap'
+import { systemClock } from '../../src/clock.js'
 import { createIdentity } from '../../src/identity.js'
 import type { Peer } from '../../src/message.js'
 import { Liar, recordOf, sighting } from '../directory/liar.js'
@@ -56,7 +57,7 @@ t.test('the server goes and comes back, with and without its disk', async (t) =>
     if (!withDisk) rmSync(dir, { recursive: true, force: true })
     const second = await startServer(t, { dir, identity, endpoint: first.url })
     await eventually(() => serverOf(sender).state === 'up' && serverOf(consumer).isAnnounced)
-    t.equal(second.server.status().here, 2, 'the living are there again')
+    await eventually(() => second.server.status().here === 2, 'the return of the living')
     const late = await open(t, { directory: [first.url] })
     await late.send('orders', 3)
     await eventually(() => seen.length === 3, 'a new pair meets')
@@ -300,6 +301,36 @@ t.test('membership: a wrong mesh key and a peer that is not on the list are told
   const same = await open(t, { directory: [(await startServer(t)).url, url], meshKey })
   await eventually(() => serverOf(same, 0).state === 'refused', 'a directory without the key is refused as well')
   await eventually(() => serverOf(same, 1).isAnnounced)
+})
+
+t.test('the next endpoint of a record is tried where nobody answers at the first', async (t) => {
+  const liar = new Liar()
+  const identity = createIdentity()
+  const sender = await open(t, { directory: [liar] })
+  await sender.send('orders', 1)
+  const endpoints = ['tcp://127.0.0.1:1', 'tcp://127.0.0.1:2']
+  liar.show([sighting(recordOf(identity, { endpoints }))])
+  const dialed = (endpoint: string) =>
+    eventually(() => sender.status().peers.some((peer) => peer.endpoint === endpoint), endpoint)
+  for (const endpoint of [...endpoints, endpoints[0]!]) await dialed(endpoint)
+  liar.show([])
+  t.equal(sender.status().peers.length, 1, 'what a directory does not list at once is kept for a lease')
+})
+
+t.test('a peer whose clock and store went back goes on from the sequence that the directory shows', async (t) => {
+  const { url, server } = await startServer(t)
+  const dataDir = folder(t)
+  const first = await open(t, { dataDir, directory: [url] })
+  first.subscribe('order.*', async () => {}, { durable: true })
+  await eventually(() => serverOf(first).isAnnounced)
+  await first.close()
+  for (const name of readdirSync(dataDir))
+    if (name !== 'identity.key') rmSync(`${dataDir}/${name}`, { recursive: true, force: true })
+  const clock = { ...systemClock, wall: () => 1_000_000_000_000 }
+  const again = await open(t, { dataDir, clock, directory: [url] })
+  again.consume('orders', async () => {})
+  await eventually(() => serverOf(again).isAnnounced, 'its announcement')
+  t.match(server.status(), { here: 1, away: 0, refused: 0 })
 })
 
 t.test('two peers may have one name for people', async (t) => {
