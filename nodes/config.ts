@@ -94,6 +94,10 @@ const SCHEMA = z.object({
   name: z.string().min(1).max(255).optional(),
   listen: list.default(['tcp://127.0.0.1:7400']),
   peer: list.default([]),
+  directory: list.default([]),
+  advertise: list.default([]),
+  dialAllow: list.default([]),
+  directoryLease: read(parseDuration).optional(),
   durability: oneOf(['memory', 'process', 'disk']).default('disk'),
   meshKey: z
     .string()
@@ -120,7 +124,6 @@ export type Config = z.output<typeof SCHEMA>
 
 /** What belongs to the design but not to this version: refused rather than taken in silence. */
 const LATER = {
-  directory: 'Directories are not in this version: name the peers with --peer ENDPOINT.',
   mqtt: 'The MQTT listener is not in this version: use the HTTP API.',
   dapr: 'The Dapr API is not in this version: use the HTTP API.',
   appPort: 'The Dapr API is not in this version: pull messages over HTTP instead.',
@@ -138,12 +141,17 @@ interface Origin {
   readonly where: string
 }
 
-/** Reads the configuration of a node. `flags` has the keys of `Config`, and `config`. Throws CONFIG_INVALID. */
+/**
+ * Reads the configuration of a node. `flags` has the keys of `Config`, and `config`; `defaults` are a program's own.
+ * Throws CONFIG_INVALID.
+ */
 export function readConfig(
   flags: Readonly<Record<string, unknown>>,
   env: Readonly<Record<string, string | undefined>>,
+  defaults: Readonly<Record<string, unknown>> = {},
 ): Config {
   const origins = new Map<string, Origin>()
+  for (const [key, value] of Object.entries(defaults)) origins.set(key, { value, where: `the default of ${key}` })
   const file = (flags['config'] as string | undefined) ?? env['PEERPOST_CONFIG']
   if (file !== undefined)
     for (const [key, value] of fileEntries(file)) origins.set(key, { value, where: `"${kebab(key)}" in ${file}` })
@@ -220,6 +228,9 @@ function fileEntries(file: string): Array<[string, unknown]> {
     return [known, typeof item === 'number' ? String(item) : item]
   })
 }
+
+/** Reads YAML, and so JSON as well. Throws what is wrong. */
+export const parseText = (text: string): unknown => parseYaml(text)
 
 /** YAML 1.2 reads JSON as well. */
 function parseFile(file: string, text: string): unknown {

@@ -97,7 +97,18 @@ function addSidecar(program: Command): void {
     .option('--no-token', 'let every program of this machine use the HTTP API')
     .option('--config <file>', 'a YAML or JSON file with any of these')
     .option('--log-level <level>', 'silent, fatal, error, warn, info, debug or trace (default info)')
-    .option('--directory <url>', 'not in this version', collect)
+    .option(
+      '--directory <url>',
+      'who finds the other peers: tcp://HOST:PORT or tls://… of a directory, dns://NAME, file:PATH (repeatable)',
+      collect,
+    )
+    .option('--advertise <endpoint>', 'what to announce instead of --listen, behind a proxy (repeatable)', collect)
+    .option(
+      '--dial-allow <network>',
+      'a network that a directory may point at, such as 10.0.0.0/8 (repeatable)',
+      collect,
+    )
+    .option('--directory-lease <duration>', 'a directory takes this peer to be away after so long (default 15s)')
     .option('--mqtt <host:port>', 'not in this version')
     .option('--dapr <host:port>', 'not in this version')
     .option('--app-port <port>', 'not in this version')
@@ -108,6 +119,32 @@ function addSidecar(program: Command): void {
       // Commander reads --no-token as the negation of a flag "token" that is true unless told otherwise.
       await runSidecar({ ...flags, ...(token === false ? { noToken: true } : {}) }, json === true)
     })
+}
+
+function addDirectory(program: Command): void {
+  program
+    .command('directory')
+    .summary('run a directory, which tells peers where the others are')
+    .description('Runs a directory: peers that name it with --directory find each other. It carries no messages.')
+    .addHelpText(
+      'before',
+      examples(
+        'directory',
+        'directory --listen tcp://127.0.0.1:0 --json',
+        'directory --listen tls://0.0.0.0:7410 --mesh-key mesh.key',
+      ),
+    )
+    .option('--data <dir>', 'the data folder (default ./.peerpost-directory)')
+    .option('--name <name>', 'a name of this directory, for people')
+    .option('--listen <endpoint>', 'where peers find it (repeatable; default tcp://127.0.0.1:7410)', collect)
+    .option('--mesh-key <file>', 'the shared key of the mesh, made by "peerpost keys mesh"')
+    .option('--allow <peer-id>', 'a peer that may announce and ask (repeatable)', collect)
+    .option('--insecure', 'permit plain channels off loopback')
+    .option('--config <file>', 'a YAML or JSON file with any of these')
+    .option('--log-level <level>', 'silent, fatal, error, warn, info, debug or trace (default info)')
+    .option('--json', 'print one line of JSON when ready')
+    .addHelpText('after', CONFIG_EXAMPLES)
+    .action(async ({ json, ...flags }: Flags) => (await import('./directory.js')).runDirectory(flags, json === true))
 }
 
 function addSending(program: Command): void {
@@ -236,7 +273,8 @@ function build(): Command {
     .showSuggestionAfterError()
     .exitOverride()
     .configureOutput({ outputError: (text, write) => write(usageText(text)) })
-  for (const add of [addSidecar, addSending, addTaking, addLooking, addDeadLetters, addTools]) add(program)
+  for (const add of [addSidecar, addDirectory, addSending, addTaking, addLooking, addDeadLetters, addTools])
+    add(program)
   inherit(program)
   return program
 }

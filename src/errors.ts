@@ -61,6 +61,8 @@ export const ERROR_KINDS = {
   FENCED: kind(409),
   DUPLICATE_IDENTITY: kind(409),
   STALE_ROUTE: kind(410),
+  // directories
+  RECORD_TOO_LARGE: kind(413),
   // the programs
   UNAUTHORIZED: kind(401),
   FORBIDDEN: kind(403),

@@ -77,6 +77,7 @@ interface Target {
   timer: Cancel | null
   attempts: number
   reason: string
+  isRemoved: boolean
   /** Who answered there last: while that peer's link is up by another way, there is nothing to dial. */
   peer: PeerId | null
 }
@@ -103,9 +104,12 @@ export class Links {
 
   // --- dialing
 
-  /** Keeps a link to an endpoint: `#12D3Koo…` at its end, or the `/p2p/…` of a multiaddr, pins who must answer. */
-  addTarget(endpoint: string): void {
-    if (this.#targets.has(endpoint)) return
+  /**
+   * Keeps a link to an endpoint: `#12D3Koo…` at its end, or the `/p2p/…` of a multiaddr, pins who must answer. False where
+   * it is kept already.
+   */
+  addTarget(endpoint: string): boolean {
+    if (this.#targets.has(endpoint)) return false
     const target: Target = {
       endpoint: endpoint.replace(/#.*$/, ''),
       dialed: endpoint,
@@ -115,14 +119,32 @@ export class Links {
       timer: null,
       attempts: 0,
       reason: '',
+      isRemoved: false,
       peer: null,
     }
     this.#targets.set(endpoint, target)
     this.#dial(target)
+    return true
+  }
+
+  /** Dials an endpoint no more. A link that is up stays: only its loss is not followed by another attempt. */
+  removeTarget(endpoint: string): void {
+    const target = this.#targets.get(endpoint)
+    if (!target) return
+    this.#targets.delete(endpoint)
+    target.isRemoved = true
+    target.cancel?.()
+    target.timer?.()
+    target.cancel = target.timer = null
+  }
+
+  /** Why an endpoint is not up, as its last attempt said; empty where nothing is known. */
+  reasonAt(endpoint: string): string {
+    return this.#targets.get(endpoint)?.reason ?? ''
   }
 
   #dial(target: Target): void {
-    if (this.#isClosed || target.link || target.cancel) return
+    if (this.#isClosed || target.isRemoved || target.link || target.cancel) return
     target.attempts++
     let isOver = false
     const cancel = this.network.dial(
@@ -148,7 +170,7 @@ export class Links {
 
   /** At most one attempt a second for each endpoint, jittered, so that a thousand peers do not come at once. */
   #redial(target: Target): void {
-    if (this.#isClosed || target.timer) return
+    if (this.#isClosed || target.isRemoved || target.timer) return
     const delay = this.limits.reconnectMs * (1 + this.clock.random() / 2)
     target.timer = this.clock.timer(delay, () => {
       target.timer = null

@@ -248,6 +248,31 @@ export interface StateLoss {
   readonly at: number
 }
 
+/** How the directories are, and what they have told. */
+export interface DirectoryStatus {
+  readonly servers: readonly {
+    readonly url: string
+    readonly state: 'connecting' | 'up' | 'down' | 'refused'
+    /** It holds what this peer takes and gives now. */
+    readonly isAnnounced: boolean
+    /** Why it is not up, or why it did not take the announcement. */
+    readonly reason: string | undefined
+  }[]
+  readonly recordBytes: number
+  /** Other peers that are known, and of these the ones that are away and have a durable subscription. */
+  readonly known: number
+  readonly away: number
+  readonly watched: number
+  /** Names that this peer sends to and that found no room in its record: their consumers do not dial it. */
+  readonly unannounced: number
+  /** Questions to directories: each name is asked for once, at each of them, and then watched. */
+  readonly lookups: number
+  readonly changes: number
+  readonly announcements: number
+  /** The last records and endpoints that were not used, and why. */
+  readonly refused: readonly string[]
+}
+
 export interface Status {
   readonly id: PeerId
   readonly name: string
@@ -262,6 +287,8 @@ export interface Status {
   readonly peers: readonly PeerStatus[]
   readonly routes: readonly RouteStatus[]
   readonly stateLosses: readonly StateLoss[]
+  /** Only where the peer was opened with directories. */
+  readonly directory?: DirectoryStatus
 }
 
 /** The story of one message at this peer. */

@@ -1,15 +1,16 @@
 /** Opening a peer: checks the options, opens the store, wires transports to the turn, and begins to listen and dial. */
-import { createHmac, timingSafeEqual } from 'node:crypto'
 import { type Clock, systemClock } from './clock.js'
+import { checkDirectories, openDiscovery } from './directory/open.js'
+import { LEASE_MAX_MS, LEASE_MIN_MS } from './directory/record.js'
 import { PeerpostError, reasonOf } from './errors.js'
-import { createIdentity, type Identity, isPeerId, loadIdentity, verify } from './identity.js'
-import type { Proofs } from './link.js'
+import { createIdentity, type Identity, isPeerId, loadIdentity } from './identity.js'
 import type { Network } from './links.js'
 import type { Durability, Log } from './log/log.js'
 import { openMemoryLog } from './log/memory.js'
 import type { Peer, PeerEvents, PeerId } from './message.js'
 import { checkInteger, checkName, checkOptions, LIMITS, type Limits, type PeerOptions } from './options.js'
 import { type Listeners, LocalPeer } from './peer.js'
+import { proofsOf } from './proofs.js'
 import { ALL_RULES } from './rules.js'
 import { hasPortZero, isLoopbackEndpoint, schemeOf } from './transport/endpoint.js'
 import { tcpTransport } from './transport/tcp.js'
@@ -22,6 +23,10 @@ const OPTIONS = [
   'durability',
   'listen',
   'peers',
+  'directory',
+  'advertise',
+  'dialAllow',
+  'directoryLeaseMs',
   'meshKey',
   'allow',
   'insecure',
@@ -56,6 +61,7 @@ export async function openPeer(options: PeerOptions = {}): Promise<Peer> {
       warning: new Set(),
       failed: new Set(),
     }
+    const proofs = proofsOf(identity, options)
     const turn = new Turn({
       name: checked.name,
       storeId: store.storeId,
@@ -63,7 +69,7 @@ export async function openPeer(options: PeerOptions = {}): Promise<Peer> {
       log: store.log,
       clock,
       network: networkOf(transports),
-      proofs: proofsOf(identity, options),
+      proofs,
       limits: checked.limits,
       rules: ALL_RULES,
       emit: (event, ...args) => emit(listeners, event, args),
@@ -77,8 +83,16 @@ export async function openPeer(options: PeerOptions = {}): Promise<Peer> {
     const release = async (): Promise<void> => {
       for (const step of undo.splice(0).reverse()) await step()
     }
-    const peer = new LocalPeer({ name: checked.name, turn, clock, listen: endpoints, release, listeners })
     for (const endpoint of options.peers ?? []) turn.links.addTarget(endpoint)
+    const facts = { clock, identity, proofs, name: options.name ?? '' }
+    const discovery = await openDiscovery(options, facts, turn, transports, endpoints)
+    if (discovery !== null) {
+      undo.push(() => new Promise((resolve) => discovery.close(resolve)))
+      listeners.link.add(() => discovery.linkChanged())
+      listeners.failed.add(() => discovery.stop())
+    }
+    const peer = new LocalPeer({ name: checked.name, turn, clock, listen: endpoints, release, listeners, discovery })
+    discovery?.open()
     return peer
   } catch (thrown) {
     for (const step of undo.reverse()) await step().catch(() => {})
@@ -117,7 +131,7 @@ function check(options: PeerOptions): Checked {
     throw new PeerpostError('OPTION_INVALID', `durability must be memory, process or disk, not ${String(durability)}.`)
   if (durability !== 'memory' && options.dataDir === undefined)
     throw new PeerpostError('OPTION_INVALID', `A store of class ${durability} needs a folder: give dataDir.`)
-  for (const name of ['listen', 'peers', 'allow'] as const)
+  for (const name of ['listen', 'peers', 'allow', 'directory', 'advertise', 'dialAllow'] as const)
     if (options[name] !== undefined && !Array.isArray(options[name]))
       throw new PeerpostError('OPTION_INVALID', `${name} must be a list, such as ['tcp://127.0.0.1:7400'].`)
   if (options.meshKey !== undefined && (!(options.meshKey instanceof Uint8Array) || options.meshKey.length < 32))
@@ -147,6 +161,8 @@ function check(options: PeerOptions): Checked {
         'ENDPOINT_INVALID',
         `${endpoint} has port 0, which can be listened on and not dialed. Give the port that the other peer says.`,
       )
+  checkDirectories(options)
+  checkInteger('directoryLeaseMs', options.directoryLeaseMs ?? LIMITS.directoryLeaseMs, LEASE_MIN_MS, LEASE_MAX_MS)
   return { name: checkName('peer name', options.name ?? 'peer'), durability, limits: limitsOf(options) }
 }
 
@@ -188,19 +204,6 @@ async function openStoreOf(options: PeerOptions, checked: Checked, clock: Clock)
     onFailure: (reason) => store.onFailure?.(reason),
   })
   return Object.assign(store, { log: opened.log, storeId: opened.storeId, flush: () => opened.flush() })
-}
-
-function proofsOf(identity: Identity, options: PeerOptions): Proofs {
-  const allow = options.allow === undefined ? null : new Set(options.allow)
-  const key = options.meshKey
-  return {
-    peerId: identity.peerId,
-    sign: (bytes) => identity.sign(bytes),
-    verify: (peer, bytes, signature) => verify(peer, bytes, signature),
-    meshMac: (bytes) => (key === undefined ? Buffer.alloc(0) : createHmac('sha256', key).update(bytes).digest()),
-    equal: (a, b) => a.length === b.length && timingSafeEqual(a, b),
-    mayJoin: (peer) => allow === null || allow.has(peer),
-  }
 }
 
 function transportFor(endpoint: string, transports: readonly Transport[]): Transport {

@@ -3,6 +3,7 @@
  */
 
 import type { Clock } from './clock.js'
+import type { Directory } from './directory/directory.js'
 import { PeerpostError } from './errors.js'
 import type { Durability } from './log/log.js'
 import type { Transport } from './transport/transport.js'
@@ -21,6 +22,17 @@ export interface PeerOptions {
   readonly listen?: readonly string[]
   /** Endpoints of other peers; `#12D3Koo…` at the end pins who must answer. */
   readonly peers?: readonly string[]
+  /**
+   * Directories that say who takes and who gives what: `tcp://host:port` and `tls://host:port#12D3Koo…` of a directory
+   * server, `dns://_service._tcp.name`, `file:path`, or an adapter. Any one of them suffices.
+   */
+  readonly directory?: readonly (string | Directory)[]
+  /** Endpoints to announce instead of those that are listened on: behind a NAT or a proxy. */
+  readonly advertise?: readonly string[]
+  /** Networks that a directory may point at beyond its own reach: `10.0.0.0/8`, an address, or `any`. */
+  readonly dialAllow?: readonly string[]
+  /** So long after its last word a directory takes this peer to be away. */
+  readonly directoryLeaseMs?: number
   /** Shared secret of the mesh, at least 32 bytes. */
   readonly meshKey?: Uint8Array
   /** Peer ids that may link with this one. */
@@ -67,6 +79,7 @@ export const LIMITS = {
   closeMs: 10_000,
   replyMs: 60_000,
   ephemeralIdleMs: 60_000,
+  directoryLeaseMs: 15_000,
 } as const
 
 // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for

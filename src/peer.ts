@@ -4,6 +4,7 @@ import type { Draft } from './backlog.js'
 import type { Cancel, Clock } from './clock.js'
 import { findLetters, removeLetter, type StoredLetter, showLetter } from './deadletter.js'
 import { ConflictGate, type DeliveryHost, HeldDelivery, runHandler, TxFace } from './delivery.js'
+import type { Discovery } from './directory/discovery.js'
 import { PeerpostError } from './errors.js'
 import type { ConsumerPolicy, Held, LocalConsumer, Taker } from './hold.js'
 import type { Durability } from './log/log.js'
@@ -36,6 +37,8 @@ export interface Parts {
   /** Closes transports and the store. */
   readonly release: () => Promise<void>
   readonly listeners: Listeners
+  /** Finds others by directories; null where the peer was opened without. */
+  readonly discovery: Discovery | null
 }
 
 export class LocalPeer implements api.Peer, DeliveryHost {
@@ -48,6 +51,9 @@ export class LocalPeer implements api.Peer, DeliveryHost {
   readonly #sender: Sender
   readonly #replies: Replies
   readonly #inspector: Inspector
+  readonly #discovery: Discovery | null
+  /** The publish that waits for a directory's first answer: later ones keep behind it. */
+  #learning: Promise<void> | null = null
   #subscriptions = 0
   #closing: Promise<void> | null = null
   #state: api.Status['state'] = 'open'
@@ -60,7 +66,8 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     this.#sender = new Sender(parts.turn)
     this.#replies = new Replies(parts.clock, this.id)
     this.#listenForReplies()
-    this.#inspector = new Inspector(this.turn, parts.name, parts.listen)
+    this.#discovery = parts.discovery
+    this.#inspector = new Inspector(this.turn, parts.name, parts.listen, parts.discovery)
   }
 
   get id(): api.PeerId {
@@ -78,7 +85,9 @@ export class LocalPeer implements api.Peer, DeliveryHost {
   send(queue: string, body: unknown, options: api.SendOptions = NO_OPTIONS): Promise<api.Receipt> {
     try {
       this.#checkOpen()
-      return this.#receipt(this.#sender.send(queue, body, options), options)
+      const sent = this.#sender.send(queue, body, options)
+      this.#discovery?.gives('queue', queue)
+      return this.#receipt(sent, options)
     } catch (thrown) {
       return Promise.reject(thrown)
     }
@@ -86,8 +95,24 @@ export class LocalPeer implements api.Peer, DeliveryHost {
 
   async publish(topic: string, body: unknown, options: api.SendOptions = NO_OPTIONS): Promise<api.PublishReceipt> {
     this.#checkOpen()
+    const learning = this.#discovery === null ? null : this.#learn(checkName('topic', topic))
+    if (learning !== null) {
+      await learning
+      if (this.#learning === learning) this.#learning = null
+      this.#checkOpen()
+    }
     const { sent, routes } = this.#sender.publish(topic, body, options)
     return Object.assign(await this.#receipt(sent, options), { routes })
+  }
+
+  /** The first message to a topic asks the directories who takes it; what is published meanwhile keeps its order. */
+  #learn(topic: string): Promise<void> | null {
+    const discovery = this.#discovery
+    if (discovery === null || (this.#learning === null && discovery.knows(topic))) return null
+    const ask = (): Promise<void> => new Promise((resolve) => discovery.learn(topic, resolve))
+    const mine = this.#learning === null ? ask() : this.#learning.then(ask)
+    this.#learning = mine
+    return mine
   }
 
   async request<Reply = unknown>(name: string, body: unknown, options: api.RequestOptions = {}): Promise<Reply> {
@@ -98,7 +123,9 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     const { correlation, reply } = this.#replies.expect(name, timeoutMs, options.signal)
     const send: api.SendOptions = { durability: 'memory', ttlMs: timeoutMs, ...rest, allowLower: true }
     try {
-      await this.#receipt(this.#sender.request(name, body, send, [this.id, correlation]), send)
+      const sent = this.#sender.request(name, body, send, [this.id, correlation])
+      this.#discovery?.gives('request', name)
+      await this.#receipt(sent, send)
     } catch (thrown) {
       this.#replies.forget(correlation)
       throw thrown
@@ -126,7 +153,10 @@ export class LocalPeer implements api.Peer, DeliveryHost {
   // --- inside transactions
 
   draftSend(kind: 'send' | 'publish', name: string, body: unknown, options: api.SendOptions | undefined): TxSend {
-    return this.#sender.draftSend(kind, name, body, options)
+    const draft = this.#sender.draftSend(kind, name, body, options)
+    if (kind === 'send') this.#discovery?.gives('queue', name)
+    else void this.#learn(name)
+    return draft
   }
 
   appendSends(tx: TxBuffer): void {
@@ -144,6 +174,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
         face.drop()
         throw thrown
       }
+      await this.#learned()
       this.#checkOpen()
       const buffer = face.end()
       if (buffer === null) return result
@@ -153,6 +184,14 @@ export class LocalPeer implements api.Peer, DeliveryHost {
       'CONFLICT',
       `The transaction met others on the same keys ${TRANSACTION_TRIES} times. Try again, or spread the keys.`,
     )
+  }
+
+  /** What a transaction publishes goes to those whom the directories know. */
+  async #learned(): Promise<void> {
+    const learning = this.#learning
+    if (learning === null) return
+    await learning
+    if (this.#learning === learning) this.#learning = null
   }
 
   #commitTransaction(buffer: TxBuffer): Promise<boolean> {
@@ -256,7 +295,8 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     }
     this.turn.addTaker(taker)
     this.turn.addConsumer(consumer)
-    return new LocalConsumerHandle(this.turn, taker, durable || kind !== 'topic')
+    this.#discovery?.takesChanged()
+    return new LocalConsumerHandle(this.turn, taker, durable || kind !== 'topic', this.#discovery)
   }
 
   #consumer(
@@ -269,6 +309,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     policy: ConsumerPolicy,
   ): LocalConsumer {
     const known = this.turn.consumerOf(kind, name, group, owner)
+    if (!known && kind !== 'reply') this.#discovery?.checkRoom(kind, name, group, owner, durable)
     if (!known) return this.turn.store.inbox.addConsumer(kind, name, group, owner, durable, order, policy)
     known.policy = policy
     return known
@@ -341,6 +382,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
       options.signal?.addEventListener('abort', finish, { once: true })
       this.turn.addTaker(taker)
       this.turn.addConsumer(consumer)
+      this.#discovery?.takesChanged()
       if (options.signal?.aborted) finish()
     })
   }
@@ -580,6 +622,7 @@ class LocalConsumerHandle implements api.Consumer {
     readonly turn: Turn,
     readonly taker: Taker,
     readonly isKept: boolean,
+    readonly discovery: Discovery | null,
   ) {}
 
   close(): Promise<void> {
@@ -587,7 +630,9 @@ class LocalConsumerHandle implements api.Consumer {
   }
 
   unsubscribe(): Promise<void> {
-    return this.#leave(this.taker.consumer.kind === 'topic')
+    const { kind, name, group, owner, durable } = this.taker.consumer
+    if (kind === 'topic') this.discovery?.unsubscribed({ kind, name, group, owner, durable })
+    return this.#leave(kind === 'topic')
   }
 
   async #leave(forget: boolean): Promise<void> {
@@ -595,6 +640,7 @@ class LocalConsumerHandle implements api.Consumer {
     this.#isClosed = true
     this.taker.room = Number.NEGATIVE_INFINITY
     this.turn.removeTaker(this.taker, forget)
+    this.discovery?.takesChanged()
     const { clock } = this.turn.options
     while (this.taker.active > 0 && this.turn.failure === null)
       await new Promise<void>((resolve) => clock.timer(2, resolve))

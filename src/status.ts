@@ -1,6 +1,7 @@
 /** What is where, for people: status, the outcome of a message, its story. Reads the machines and the log, changes nothing. */
 
 import { findLetters } from './deadletter.js'
+import type { Discovery } from './directory/discovery.js'
 import * as rows from './log/rows.js'
 import type { Explanation, OutcomeAnswer, PeerId, RouteStatus, Status } from './message.js'
 import { Outbox } from './outbox.js'
@@ -13,6 +14,7 @@ export class Inspector {
     readonly turn: Turn,
     readonly name: string,
     readonly listen: readonly string[],
+    readonly discovery: Discovery | null = null,
   ) {}
 
   status(state: Status['state']): Status {
@@ -36,6 +38,7 @@ export class Inspector {
       peers: turn.links.statuses(),
       routes,
       stateLosses: store.stateLosses,
+      ...(this.discovery ? { directory: this.discovery.status() } : {}),
     }
   }
 
@@ -74,7 +77,10 @@ export class Inspector {
       for (const lane of route.lanes) for (const peer of [...lane.unresolved, ...lane.running.values()]) peers.add(peer)
       return `word from ${[...peers].join(', ')}, who may have some of it from before the restart`
     }
-    if (route.consumers.length === 0) return 'a consumer'
+    if (route.consumers.length === 0)
+      return route.kind === 'reply'
+        ? 'a consumer'
+        : (this.discovery?.waitingFor(route.kind, route.name) ?? 'a consumer')
     if (!route.consumers.some((consumer) => consumer.messages > 0)) return 'credit: its consumers are busy'
     if (route.inFlight === 0 && route.consumers.every((consumer) => consumer.rank < 2))
       return 'a consumer whose store has the class of the messages'

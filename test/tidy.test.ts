@@ -89,7 +89,7 @@ const SAMPLES: Readonly<Record<string, readonly Sample[]>> = {
     { rule: rules.machinesAreSynchronous, bad: { 'src/outbox.ts': 'Promise.resolve()' }, says: 'must not use Promise' },
     {
       rule: rules.machinesAreSynchronous,
-      bad: { 'directory/registry.ts': 'process.pid' },
+      bad: { 'src/directory/registry.ts': 'process.pid' },
       says: 'process',
       good: { 'src/outbox.ts': 'export interface Out { done: Promise<void>; process: string }' },
     },

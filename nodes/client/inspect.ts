@@ -1,7 +1,7 @@
 /**
  * The commands that look: status, routes, peers, explain; and the dead letters.
  */
-import type { Explanation, PeerStatus, RouteStatus, Status } from '../../src/message.js'
+import type { DirectoryStatus, Explanation, PeerStatus, RouteStatus, Status } from '../../src/message.js'
 import { api, apiJson, CommandError, EXIT, type Target } from './connection.js'
 import { ageText, bytesText, print, safe, table, tell } from './output.js'
 
@@ -27,6 +27,7 @@ export async function status(flags: LookFlags): Promise<void> {
     ['listens', value.listen.join(', ') || 'nowhere'],
     ['store', `${value.durability}, ${bytesText(value.storeBytes)} of ${bytesText(value.quotaBytes)}`],
     ['peers', `${up} of ${value.peers.length} up`],
+    ...directoryLines(value.directory),
     [
       'pending',
       `${pending} in ${value.routes.length} route(s), ${value.deliveriesOut} delivered over HTTP and not settled`,
@@ -35,6 +36,21 @@ export async function status(flags: LookFlags): Promise<void> {
   ]
   for (const [name, text] of lines) await print(`${name!.padEnd(8)} ${safe(text!)}`)
   for (const loss of value.stateLosses) await print(safe(`LOSS     ${loss.verdict} at ${loss.peer}: ${loss.range}`))
+}
+
+/** One line for each directory, one for what they have told, and one for each thing that was not used. */
+function directoryLines(directory: DirectoryStatus | undefined): string[][] {
+  if (!directory) return []
+  const { servers, known, away, watched, lookups, changes, unannounced, refused } = directory
+  return [
+    ...servers.map(({ url, state, isAnnounced, reason }) => [
+      'finds by',
+      `${url} ${state}${isAnnounced ? '' : ', not announced there'}${reason === undefined ? '' : `: ${reason}`}`,
+    ]),
+    ['known', `${known} peer(s), ${away} away; ${watched} name(s) watched, ${lookups} lookup(s), ${changes} change(s)`],
+    ...(unannounced > 0 ? [['', `${unannounced} name(s) found no room in the record`]] : []),
+    ...refused.map((sentence) => ['refused', sentence]),
+  ]
 }
 
 /** `peerpost routes`. */

@@ -5,11 +5,14 @@
 import { lstatSync, mkdirSync, rmSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
+import { systemClock } from '../../src/clock.js'
+import type { Directory } from '../../src/directory/directory.js'
+import { fileDirectory } from '../../src/directory/file.js'
 import { PeerpostError, reasonOf } from '../../src/errors.js'
 import { openPeer } from '../../src/index.js'
 import type { Peer } from '../../src/message.js'
 import type { PeerOptions } from '../../src/options.js'
-import { type Config, isLoopback, readConfig } from '../config.js'
+import { type Config, isLoopback, parseText, readConfig } from '../config.js'
 import { type Log, openLog } from '../log.js'
 import { authority, type Bound, makeTokenFile, readSecret, TokenFile } from './access.js'
 import { adminRoutes } from './admin.js'
@@ -94,11 +97,19 @@ function peerOptions(config: Config): PeerOptions {
   if (config.meshKey !== undefined) options.meshKey = readSecret(config.meshKey, 'mesh key', NOT_OTHERS)
   if (config.allow.length > 0) options.allow = config.allow
   if (config.insecure) options.insecure = true
+  if (config.directory.length > 0) options.directory = config.directory.map(directoryOf)
+  if (config.advertise.length > 0) options.advertise = config.advertise
+  if (config.dialAllow.length > 0) options.dialAllow = config.dialAllow
+  if (config.directoryLease !== undefined) options.directoryLeaseMs = config.directoryLease
   if (config.quota !== undefined) options.quotaBytes = config.quota
   if (config.failover !== undefined) options.failoverMs = config.failover
   if (config.inDoubt !== undefined) options.inDoubt = config.inDoubt
   return options
 }
+
+/** A file may be YAML here; the library alone reads JSON. */
+const directoryOf = (url: string): string | Directory =>
+  url.startsWith('file:') ? fileDirectory({ url, clock: systemClock, parse: parseText }) : url
 
 /** Adds what helps at a command line and the library cannot know. */
 function withFlag(error: unknown): unknown {

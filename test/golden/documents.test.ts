@@ -12,6 +12,7 @@ const DOCUMENTS = [
   'SECURITY.md',
   'CHANGELOG.md',
   'docs/PROTOCOL.md',
+  'docs/DIRECTORY.md',
   'docs/errors.md',
 ]
 const FILE = /`((?:src|test|examples|nodes|bench|docs)\/[\w./-]*)`/g

@@ -104,7 +104,7 @@ t.test('status, routes, peers, keys and doctor', async (t) => {
   const findings = json(await run('doctor', '--json')) as Array<{ check: string; verdict: string }>
   t.same(
     findings.map(({ check }) => check),
-    ['node', 'clock', 'open files', 'disk space', 'data folder', 'disk flush', 'sidecar'],
+    ['node', 'clock', 'open files', 'disk space', 'data folder', 'disk flush', 'sidecar', 'directory'],
   )
   t.notOk(findings.some(({ verdict }) => verdict === 'fail'))
 })
@@ -171,11 +171,8 @@ t.test('mistakes end with one or two lines and the right code', async (t) => {
     [['subscribe', 'q', '--backoff', 'soon'], 2, /^error USAGE: --backoff: "soon" is not a duration/],
     [['consume', 'q', '--backoff', '1m..1s'], 2, /^error USAGE: --backoff: .* ends below its start/],
     [['sidecar', '--mqtt', '127.0.0.1:1883'], 2, /^error CONFIG_INVALID: --mqtt: .*not in this version/],
-    [
-      ['sidecar', '--directory', 'tcp://127.0.0.1:7500'],
-      2,
-      /^error CONFIG_INVALID: --directory: .*not in this version/,
-    ],
+    [['sidecar', '--directory', 'http://127.0.0.1:1'], 1, /^error ENDPOINT_INVALID: No directory serves http/],
+    [['directory', '--listen', 'tls://0.0.0.0:0'], 1, /^error MEMBERSHIP_REQUIRED: .*--mesh-key/],
     [['sidecar', '--log-level', 'loud'], 2, /^error CONFIG_INVALID: --log-level/],
     [['sidecar', '--mesh-key', 'none'], 2, /^error CONFIG_INVALID: The mesh key .* cannot be read: ENOENT/],
   ]

@@ -28,7 +28,7 @@ export const MACHINES = [
   'src/inbox.ts',
   'src/handler.ts',
   'src/settle.ts',
-  'directory/registry.ts',
+  'src/directory/registry.ts',
 ] as const
 
 /** What a machine may lean on. `frame.ts` alone may bring an npm package (msgpackr) along. */

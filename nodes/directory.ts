@@ -1,0 +1,102 @@
+/**
+ * `peerpost directory`: the central service that tells peers where the others are. It carries no messages: peers go on
+ * without it, and find it again when it is back.
+ */
+import { type OpenedDirectory, openDirectory } from '../directory/open.js'
+import { PeerpostError } from '../src/errors.js'
+import { type Config, readConfig } from './config.js'
+import { type Log, openLog } from './log.js'
+import { readSecret } from './sidecar/access.js'
+
+/** Exit code of a fail-stop: the supervisor should start it again (EX_SOFTWARE). */
+const EXIT_FAILED = 70
+const CLOSE_MS = 5000
+const NOT_OTHERS = 0o007
+/** How often the log says how many peers are here. */
+const REPORT_MS = 60_000
+
+const DEFAULTS = { data: './.peerpost-directory', listen: ['tcp://127.0.0.1:7410'] }
+
+/** Runs a directory until a signal ends the process. Throws what keeps it from starting. */
+export async function runDirectory(flags: Readonly<Record<string, unknown>>, json: boolean): Promise<void> {
+  const config = readConfig(flags, process.env, DEFAULTS)
+  const log = openLog(config.logLevel, config.name ?? 'peerpost-directory')
+  stopOnBugs(log)
+  const opened = await openDirectory(optionsOf(config, log)).catch((error: unknown) => {
+    throw withFlag(error)
+  })
+  const report = setInterval(() => log.info({ status: opened.server.status() }, 'The directory is up'), REPORT_MS)
+  stopOnSignals(opened, log, report)
+  process.stdout.write(json ? `${JSON.stringify(readyEvent(config, opened))}\n` : readyText(config, opened))
+}
+
+function optionsOf(config: Config, log: Log): Parameters<typeof openDirectory>[0] {
+  return {
+    dataDir: config.data,
+    listen: config.listen,
+    ...(config.name === undefined ? {} : { name: config.name }),
+    ...(config.meshKey === undefined ? {} : { meshKey: readSecret(config.meshKey, 'mesh key', NOT_OTHERS) }),
+    ...(config.allow.length > 0 ? { allow: config.allow } : {}),
+    insecure: config.insecure,
+    onWarning: (warning) => log.warn({ warning }, 'A peer was refused'),
+    onFailure: (error) => {
+      log.fatal({ err: error }, 'The directory has stopped')
+      process.exit(EXIT_FAILED)
+    },
+  }
+}
+
+/** Names the flag that helps, where the library can only name its option. */
+function withFlag(error: unknown): unknown {
+  if (!(error instanceof PeerpostError)) return error
+  const hints: Partial<Record<PeerpostError['code'], string>> = {
+    ADDRESS_IN_USE: 'Choose another with --listen, such as --listen tcp://127.0.0.1:0 for a free port.',
+    STORE_IN_USE: 'The flag for that is --data DIR.',
+  }
+  const hint = hints[error.code]
+  return hint === undefined ? error : new PeerpostError(error.code, `${error.message} ${hint}`, error)
+}
+
+const readyEvent = (config: Config, { server, listen }: OpenedDirectory): object => ({
+  event: 'ready',
+  peerId: server.status().id,
+  name: config.name ?? '',
+  listen,
+  http: null,
+  data: config.data,
+  pid: process.pid,
+})
+
+function readyText(config: Config, { server, listen }: OpenedDirectory): string {
+  const { id, away } = server.status()
+  const lines = [
+    `The directory is ready. It is ${id}`,
+    `  listens    ${listen.join(', ')}`,
+    `  remembers  ${away} durable subscriber(s), in ${config.data}`,
+    `  try        peerpost sidecar --directory ${listen[0]}${listen[0]?.startsWith('tls:') ? `#${id}` : ''}`,
+  ]
+  return `${lines.join('\n')}\n`
+}
+
+function stopOnBugs(log: Log): void {
+  const stop = (what: string) => (error: unknown) => {
+    log.fatal({ err: error }, what)
+    process.exit(EXIT_FAILED)
+  }
+  process.on('unhandledRejection', stop('A promise failed that nobody watched'))
+  process.on('uncaughtException', stop('An exception reached nobody'))
+}
+
+function stopOnSignals({ server }: OpenedDirectory, log: Log, report: NodeJS.Timeout): void {
+  for (const [signal, code] of Object.entries({ SIGINT: 130, SIGTERM: 143, SIGHUP: 129 }))
+    process.once(signal, () => {
+      clearInterval(report)
+      // Whatever hangs, the process ends in time: the living announce themselves again.
+      setTimeout(() => process.exit(code), CLOSE_MS).unref()
+      log.info({ signal }, 'Closing')
+      server.close().then(
+        () => process.exit(0),
+        () => process.exit(EXIT_FAILED),
+      )
+    })
+}
