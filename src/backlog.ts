@@ -63,8 +63,6 @@ export abstract class Backlog {
   pendingBytes = 0
   /** What the messages that are not in the log yet will take there. */
   unwrittenBytes = 0
-  /** Dead letters to be taken back, with the peers that hold them (rule P13). */
-  withdrawals: Array<{ lane: Lane; sequence: number; peer: PeerId }> = []
   /** Messages acknowledged before their write began. */
   elided = 0
   written = 0
@@ -535,7 +533,6 @@ export abstract class Backlog {
   ): void {
     for (const { sequence, frame } of records) {
       if (lane.finishedOnDisk.has(sequence)) {
-        for (const peer of lane.overtaken.get(sequence) ?? []) this.withdrawals.push({ lane, sequence, peer })
         this.#forgetRecord(
           lane,
           sequence,

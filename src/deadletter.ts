@@ -2,7 +2,7 @@
 
 import type { Change, Log } from './log/log.js'
 import * as rows from './log/rows.js'
-import type { DeadLetter, DeadLetterFilter, PeerId } from './message.js'
+import type { DeadLetter, DeadLetterFilter, PeerId, SpaceId } from './message.js'
 import type { Entry } from './route.js'
 import { data } from './transport/frame.js'
 
@@ -60,6 +60,17 @@ function bodyOf(frame: Buffer): unknown {
   } catch {
     return Buffer.from(frame.subarray(data.bodyStart(frame, 0)))
   }
+}
+
+/** The key of the dead letter that a delivery left here, or null where there is none. */
+export function letterKey(log: Log, space: SpaceId, route: number, sequence: number): Buffer | null {
+  let found: Buffer | null = null
+  log.scan(...rows.tableRange('deadLetter'), (key, value) => {
+    const letter = rows.read<rows.DeadLetterRow>(value)
+    if (letter.space === space && letter.route === route && letter.sequence === sequence) found = key
+    return found === null
+  })
+  return found
 }
 
 export const removeLetter = (letter: StoredLetter): Change => rows.remove(letter.key)

@@ -200,7 +200,9 @@ export class Exchange {
     const ack = readAck(packet, start, end)
     const outcome = ACK_OUTCOMES[ack.outcome]
     if (outcome === undefined) throw violation(`an ACK has the outcome ${ack.outcome}`)
-    this.machines().outbox.ack(link.peer, ack.space, ack.route, ack.ends, outcome)
+    const { outbox } = this.machines()
+    if (outcome === 'withdrawn') outbox.withdrawn(link.peer, ack.space, ack.route, ack.ends)
+    else outbox.ack(link.peer, ack.space, ack.route, ack.ends, outcome)
   }
 
   #nack(link: LinkConnection, fields: unknown[]): void {

@@ -27,7 +27,8 @@ export class InLane {
   readonly attempts = new Map<number, KnownAttempt>()
   isDirty = false
   /** Settled and durable, not acknowledged yet: flat from, to pairs for each outcome. */
-  readonly acks: [done: IntervalSet, dead: IntervalSet, expired: IntervalSet] = [
+  readonly acks: [done: IntervalSet, dead: IntervalSet, expired: IntervalSet, withdrawn: IntervalSet] = [
+    new IntervalSet(),
     new IntervalSet(),
     new IntervalSet(),
     new IntervalSet(),

@@ -11,7 +11,7 @@ import * as rows from './log/rows.js'
 import type { Outcome, PeerId, SpaceId } from './message.js'
 import type { Carrier, Entry, Lane, RemoteConsumer, Route } from './route.js'
 import type { Sent } from './sent.js'
-import { violation } from './transport/frame.js'
+import { data, violation } from './transport/frame.js'
 
 export interface NackFields {
   readonly kind: 'retry' | 'returned' | 'stale'
@@ -133,8 +133,10 @@ export class Outbox extends Backlog {
       this.#settleRanges(lane, answer.done, 'done', peer)
       this.#settleRanges(lane, answer.dead, 'dead', peer)
       this.#settleRanges(lane, answer.expired, 'expired', peer)
-      for (const [sequence, { others }] of lane.contested)
-        if (others.has(peer) && !answer.running.includes(sequence)) this.#heardOf(lane, sequence, peer)
+      for (const [sequence, { others, by }] of lane.contested) {
+        const isThere = answer.running.includes(sequence) || (by !== peer && includes(answer.dead, sequence))
+        if (others.has(peer) && !isThere) this.#heardOf(lane, sequence, peer)
+      }
       if (!this.rules.resumeListsRunning) continue
       for (const sequence of answer.running) {
         const entry = lane.get(sequence)
@@ -245,18 +247,25 @@ export class Outbox extends Backlog {
   /** Messages whose space a consumer has forgotten: nobody but this store may keep them now (rule P11). */
   refused: Entry[] = []
 
+  /** Dead letters to be taken back, with the peers that hold them (rule P13). */
+  withdrawals: Array<{ lane: Lane; sequence: number; peer: PeerId }> = []
+
   /** A second outcome of one message: done beats dead, and of two dead letters the first one stays. */
   #contest(lane: Lane, sequence: number, outcome: Outcome, peer: PeerId): void {
     const first = lane.contested.get(sequence)!
     if (first.by === peer) return
-    if (outcome === 'dead') this.withdrawals.push({ lane, sequence, peer })
-    else if (outcome === 'done' && first.outcome === 'dead') {
+    if (outcome === 'dead') {
+      // It is heard of once its letter is gone.
+      this.withdrawals.push({ lane, sequence, peer })
+      return
+    }
+    if (outcome === 'done' && first.outcome === 'dead') {
       if (first.by !== null) this.#correct(lane, first.number)
       if (first.by !== null) this.withdrawals.push({ lane, sequence, peer: first.by })
-      // Who is away cannot be told now: it says so again when it is back, and is told then.
-      if (first.by !== null && this.down.has(first.by)) first.others.add(first.by)
+      if (first.by !== null) first.others.add(first.by)
       first.outcome = outcome
       first.by = peer
+      this.#writeContested(lane, sequence)
     }
     this.#heardOf(lane, sequence, peer)
   }
@@ -271,6 +280,37 @@ export class Outbox extends Backlog {
     this.#memoryEnds.delete(watchName(lane.space, number))
     this.unwrittenEnds.delete(watchName(lane.space, number))
     if (!isMemory) this.lazy.push(rows.remove(rows.outcomeKey(lane.epoch, number)))
+  }
+
+  /** Dead letters are gone that this side took back. */
+  withdrawn(peer: PeerId, space: string, number: number, ends: readonly number[]): void {
+    const lane = this.lanes.get(laneName(space, number))
+    if (!lane) return
+    for (const sequence of lane.contested.keys()) if (includes(ends, sequence)) this.#heardOf(lane, sequence, peer)
+    this.retire(lane)
+  }
+
+  override loaded(
+    lane: Lane,
+    records: ReadonlyArray<{ sequence: number; frame: Buffer }>,
+    to: number,
+    wallNow: number,
+    now: number,
+  ): void {
+    for (const { sequence, frame } of records) this.#loadOvertaken(lane, sequence, frame)
+    super.loaded(lane, records, to, wallNow, now)
+  }
+
+  /** Its record is there, so what others say of it is no hearsay. */
+  #loadOvertaken(lane: Lane, sequence: number, frame: Buffer): void {
+    const peers = lane.overtaken.get(sequence)
+    if (!peers) return
+    lane.overtaken.delete(sequence)
+    const stays = lane.deadOnDisk.get(sequence)
+    const [outcome, by] = stays === undefined ? (['done', null] as const) : (['dead', stays] as const)
+    lane.contested.set(sequence, { outcome, by, others: new Set(peers), number: data.number(frame, 0) })
+    this.#writeContested(lane, sequence)
+    for (const peer of peers) this.withdrawals.push({ lane, sequence, peer })
   }
 
   /** One of the holders of a contested message has said how it ended there. */
@@ -588,4 +628,10 @@ const isSettled = (entry: Entry): boolean => entry.state === 'settled'
 /** The dead letter at `peer` has to go if the message's record is found to be still there. */
 function overtake(lane: Lane, sequence: number, peer: PeerId): void {
   lane.overtaken.set(sequence, [...(lane.overtaken.get(sequence) ?? []), peer])
+}
+
+/** Is a sequence in a flat list of from, to pairs? */
+function includes(ends: readonly number[], sequence: number): boolean {
+  for (let i = 0; i < ends.length; i += 2) if (ends[i]! <= sequence && sequence <= ends[i + 1]!) return true
+  return false
 }

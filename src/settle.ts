@@ -12,7 +12,7 @@ import type { Rules } from './rules.js'
 import { FRAME, type PacketWriter } from './transport/frame.js'
 
 /** Outcomes as an ACK frame says them. */
-export const ACK_OUTCOMES = ['done', 'dead', 'expired'] as const
+export const ACK_OUTCOMES = ['done', 'dead', 'expired', 'withdrawn'] as const
 
 /** A history travels with each redelivery and lies in one row: beyond so many bytes its oldest deliveries are let go. */
 const HISTORY_BYTES = 24 * 1024
@@ -205,8 +205,8 @@ export class Settle {
     this.again(lane, sequence, held.outcome)
   }
 
-  /** Acknowledges what was settled before. */
-  again(lane: InLane, sequence: number, outcome?: 'done' | 'dead' | 'expired'): void {
+  /** Acknowledges what was settled before, or that its dead letter is gone (rule P13). */
+  again(lane: InLane, sequence: number, outcome?: (typeof ACK_OUTCOMES)[number]): void {
     const which = ACK_OUTCOMES.indexOf(outcome ?? lane.endOf(sequence))
     lane.acks[which]!.add(sequence)
     if (lane.hasAcks) return

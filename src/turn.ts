@@ -7,7 +7,7 @@
 
 import type { Draft } from './backlog.js'
 import type { Cancel, Clock } from './clock.js'
-import { refusedLetter } from './deadletter.js'
+import { letterKey, refusedLetter } from './deadletter.js'
 import { PeerpostError, reasonOf } from './errors.js'
 import { Exchange } from './exchange.js'
 import { Handlers } from './handler.js'
@@ -341,14 +341,10 @@ export class Turn {
     const { inbox, settle } = this.store
     const lane = inbox.lanes.get(`${space}/${route}`)
     if (!lane) return
-    const [from, to] = rows.tableRange('deadLetter')
-    this.options.log.scan(from, to, (key, value) => {
-      const letter = rows.read<rows.DeadLetterRow>(value)
-      if (letter.space !== space || letter.route !== route || letter.sequence !== sequence) return true
-      this.commit([rows.remove(key)], null)
-      settle.deadLetters--
-      return false
-    })
+    const key = letterKey(this.options.log, space, route, sequence)
+    if (key !== null) settle.deadLetters--
+    // Its sender asks until it hears that the letter is gone.
+    this.commit(key === null ? [] : [rows.remove(key)], () => settle.again(lane, sequence, 'withdrawn'))
   }
 
   // --- the turn

@@ -74,6 +74,7 @@ export function frames(): Record<string, Buffer> {
     'ack done': packet((writer) => writer.ack(SPACE, 7, 0, [1, 40, 42, 42])),
     'ack dead': packet((writer) => writer.ack(SPACE, 7, 1, [43, 43])),
     'ack expired': packet((writer) => writer.ack(SPACE, 7 + 0x80000000, 2, [1, 1])),
+    'ack withdrawn': packet((writer) => writer.ack(SPACE, 7, 3, [5, 5])),
     nack: control(FRAME.nack, SPACE, 7, 5, 'retry', 1, 1000, [[1, AT, PEER, 12, 'no']]),
     credit: packet((writer) => writer.credit(1, 1000, 8 * 1024 * 1024)),
     progress: control(FRAME.progress, 1000, [[1, 40, [3, 8]]]),
