@@ -418,12 +418,13 @@ function checkPlaces(run: Check, fate: Fate): void {
 /** A message that must keep its class never starts where the store has a lower one. */
 function checkClass(run: Check, fate: Fate): void {
   const { classes } = run.expected
-  const from = fate.invokes[0]?.p ?? fate.parents[0]?.store
-  const own = from === undefined ? undefined : classes?.get(from)
-  if (classes === undefined || own === undefined || fate.oks.some((ok) => ok.class === 'memory')) return
-  for (const { p } of fate.starts) {
+  if (classes === undefined || fate.oks.some((ok) => ok.class === 'memory')) return
+  for (const { p, via } of fate.starts) {
+    // A parent that took effect at two stores sent a message from each: who handed this one over says which it is.
+    const from = via?.peer ?? fate.invokes[0]?.p ?? fate.parents[0]?.store
+    const own = from === undefined ? undefined : classes.get(from)
     const there = classes.get(p)
-    if (there === undefined || DURABILITY_RANK[there] >= DURABILITY_RANK[own]) continue
+    if (own === undefined || there === undefined || DURABILITY_RANK[there] >= DURABILITY_RANK[own]) continue
     run.problem(
       'lower-class',
       [fate.value],
