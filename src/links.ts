@@ -322,7 +322,12 @@ export class Links {
       return
     }
     link.state = 'welcome'
-    this.events.accepted(hello, verdict.loss, () => this.#rise(link))
+    this.events.accepted(hello, verdict.loss, () => {
+      // While it was being written, which a full disk can make long, a later incarnation may have been accepted.
+      const isCurrent = this.events.remembered(hello.peer)?.space === hello.space
+      if (isCurrent || !this.rules.refuseOldEpochs) this.#rise(link)
+      else this.bye(link, 'BUSY', 'another incarnation of this peer came meanwhile; try again')
+    })
   }
 
   /** Is the process behind a link that is up alive, or only not known to be dead? Asks it; later calls know. */
