@@ -109,14 +109,15 @@ export const machinesAreSynchronous: Rule = (project) =>
 
 /** In each folder one file owns an npm package, and the manifest declares it. */
 export const packages: Rule = (project) => {
-  const { dependencies = {}, optionalDependencies = {}, devDependencies = {} } = project.manifest
+  const { dependencies = {}, optionalDependencies = {}, peerDependencies = {}, devDependencies = {} } = project.manifest
+  const installed = { ...dependencies, ...optionalDependencies, ...peerDependencies }
   const owners = new Map<string, string>()
   return each(project, (source) => {
     const folder = folderOf(source.path)
     const shipped = folder === 'src' || folder === 'directory' || folder === 'nodes'
     return source.imports.flatMap(({ npm, line }) => {
       if (npm === null) return []
-      const known = npm in dependencies || npm in optionalDependencies || (!shipped && npm in devDependencies)
+      const known = npm in installed || (!shipped && npm in devDependencies)
       if (!known) return [at(source, line, `package.json does not declare ${npm}${shipped ? ' as a dependency' : ''}`)]
       const owner = owners.get(`${folder} ${npm}`) ?? source.path
       owners.set(`${folder} ${npm}`, owner)
@@ -317,10 +318,11 @@ function notErasable(node: ts.Node): string | null {
 
 /** Every version is exact: what was tested is what is installed. */
 export const pins: Rule = ({ manifest }) =>
-  [manifest.dependencies, manifest.optionalDependencies, manifest.devDependencies].flatMap((list) =>
-    Object.entries(list ?? {})
-      .filter(([, version]) => !/^\d+\.\d+\.\d+(-[\w.]+)?$/.test(version))
-      .map(([name, version]) => `package.json: ${name} must be pinned to one version, not "${version}"`),
+  [manifest.dependencies, manifest.optionalDependencies, manifest.peerDependencies, manifest.devDependencies].flatMap(
+    (list) =>
+      Object.entries(list ?? {})
+        .filter(([, version]) => !/^\d+\.\d+\.\d+(-[\w.]+)?$/.test(version))
+        .map(([name, version]) => `package.json: ${name} must be pinned to one version, not "${version}"`),
   )
 
 interface Locked {
