@@ -7,15 +7,7 @@ import type { Cancel, Clock } from '../clock.js'
 import type { PeerId } from '../message.js'
 import { LIMITS } from '../options.js'
 import type { Announced, Change, Directory, DirectoryState, Reach } from './directory.js'
-import {
-  EtcdFault,
-  type EtcdLibrary,
-  EtcdSession,
-  etcdOptions,
-  faultOf,
-  loadEtcd,
-  type StoredRow,
-} from './etcdclient.js'
+import { EtcdFault, type EtcdLibrary, EtcdSession, etcdOptions, faultOf, type StoredRow } from './etcdclient.js'
 import { type EtcdPlace, readEtcdUrl } from './etcdurl.js'
 import { type Dirty, type EtcdRow, EtcdView, hereKey, keptKey } from './etcdview.js'
 import { isDurable, type RecordFields, type RecordProofs, verifyRecord } from './record.js'
@@ -26,8 +18,8 @@ export interface EtcdDirectoryOptions {
   readonly url: string
   readonly clock: Clock
   readonly proofs: RecordProofs
-  /** How to get the library; for tests. */
-  readonly load?: () => Promise<EtcdLibrary>
+  /** What `loadEtcd` gave. */
+  readonly library: EtcdLibrary
 }
 
 /** A durable subscriber that is away for longer is forgotten, as at a directory server. */
@@ -60,11 +52,9 @@ interface Own {
   isBroken: boolean
 }
 
-/** Loads the client and reads the files that the URL names. Nothing is dialed before `open`. Throws TRANSPORT_MISSING, ENDPOINT_INVALID, OPTION_INVALID. */
-export async function etcdDirectory(options: EtcdDirectoryOptions): Promise<Directory> {
-  const place = readEtcdUrl(options.url)
-  const library = await loadEtcd(options.load)
-  return new EtcdDirectory(options, place, library)
+/** Reads the files that the URL names. Nothing is dialed before `open`. Throws ENDPOINT_INVALID, OPTION_INVALID. */
+export function etcdDirectory(options: EtcdDirectoryOptions): Directory {
+  return new EtcdDirectory(options, readEtcdUrl(options.url))
 }
 
 class EtcdDirectory implements Directory {
@@ -73,7 +63,6 @@ class EtcdDirectory implements Directory {
   readonly supports = { announce: true }
   readonly #options: EtcdDirectoryOptions
   readonly #place: EtcdPlace
-  readonly #library: EtcdLibrary
   readonly #client: ReturnType<typeof etcdOptions>
   readonly #watches = new Map<string, Watch>()
   #changed: (state: DirectoryState) => void = () => {}
@@ -91,10 +80,9 @@ class EtcdDirectory implements Directory {
   #repair: Cancel | null = null
   #isClosed = false
 
-  constructor(options: EtcdDirectoryOptions, place: EtcdPlace, library: EtcdLibrary) {
+  constructor(options: EtcdDirectoryOptions, place: EtcdPlace) {
     this.#options = options
     this.#place = place
-    this.#library = library
     this.#client = etcdOptions(place)
     this.url = options.url
     this.reach = place.reach
@@ -122,7 +110,7 @@ class EtcdDirectory implements Directory {
     const { clock } = this.#options
     const { hosts } = this.#place
     const session = new EtcdSession({
-      library: this.#library,
+      library: this.#options.library,
       place: this.#place,
       host: hosts[this.#member++ % hosts.length]!,
       options: this.#client,

@@ -38,9 +38,10 @@ export class EtcdFault extends Error {
 export function faultOf(thrown: unknown): EtcdFault {
   if (thrown instanceof EtcdFault) return thrown
   const text = reasonOf(thrown).replace(/\p{Cc}/gu, ' ')
+  // The library keeps the code of a call's error only inside its text.
   const own = (thrown as { code?: unknown }).code
-  const code = typeof own === 'number' ? own : Number(/^(\d+) [A-Z_]+: /.exec(text)?.[1] ?? 14)
-  const said = text.replace(/^\d+ [A-Z_]+: /, '').slice(0, 300)
+  const code = typeof own === 'number' ? own : Number(/\b(\d{1,2}) [A-Z_]+: /.exec(text)?.[1] ?? 14)
+  const said = text.replace(/^.*\b\d{1,2} [A-Z_]+: /, '').slice(0, 300)
   return new EtcdFault(DENIED.has(code) ? 'denied' : ANSWERED.has(code) ? 'answered' : 'lost', said)
 }
 

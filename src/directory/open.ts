@@ -69,7 +69,10 @@ export async function directoryOf(url: string, options: PeerOptions, facts: Dire
   const scheme = schemeOf(url)
   if (scheme === 'dns') return (await import('./dns.js')).dnsDirectory({ url, clock })
   if (scheme === 'file') return (await import('./file.js')).fileDirectory({ url, clock })
-  if (ETCD.test(scheme)) return (await import('./etcd.js')).etcdDirectory({ url, clock, proofs })
+  if (ETCD.test(scheme)) {
+    const [{ etcdDirectory }, { loadEtcd }] = await Promise.all([import('./etcd.js'), import('./etcdclient.js')])
+    return etcdDirectory({ url, clock, proofs, library: await loadEtcd() })
+  }
   const [{ serverDirectory }, { tcpTransport }] = await Promise.all([
     import('./client.js'),
     import('../transport/tcp.js'),

@@ -65,9 +65,13 @@ export class EtcdServer {
       'log-level': 'warn',
       logger: 'zap',
     }
-    const child = spawn('etcd', [...Object.entries(flags).map(([name, value]) => `--${name}=${value}`), ...this.#flags], {
-      stdio: ['ignore', 'ignore', 'pipe'],
-    })
+    const child = spawn(
+      'etcd',
+      [...Object.entries(flags).map(([name, value]) => `--${name}=${value}`), ...this.#flags],
+      {
+        stdio: ['ignore', 'ignore', 'pipe'],
+      },
+    )
     child.stderr.setEncoding('utf8').on('data', (text: string) => {
       this.#said = (this.#said + text).slice(-4000)
     })
@@ -114,11 +118,12 @@ export class EtcdServer {
     }
   }
 
-  /** Ends every lease but those that `isSpared`, as if it were over. */
-  revokeAll(isSpared: (lease: string) => boolean = () => false): Promise<void> {
+  /** Ends the leases of those who are here, as if their time were over. */
+  endLeases(): Promise<void> {
     return this.client(async (client) => {
-      const { leases } = await client.leaseClient.leaseLeases()
-      for (const { ID } of leases) if (!isSpared(ID)) await client.leaseClient.leaseRevoke({ ID })
+      const prefix = 'peerpost/1/peers/here/'
+      const { kvs } = await client.kv.range({ key: Buffer.from(prefix), range_end: Buffer.from(`${prefix}~`) })
+      for (const { lease } of kvs) await client.leaseClient.leaseRevoke({ ID: lease })
     })
   }
 
