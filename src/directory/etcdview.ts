@@ -63,8 +63,8 @@ export class EtcdView {
 
   /** What is odd about the rows, for people. */
   get oddity(): string | undefined {
-    const [first] = this.#odd.values()
-    return first === undefined ? undefined : `RECORD_REFUSED: ${this.#odd.size} rows are of no use; one ${first}`
+    const last = [...this.#odd.values()].at(-1)
+    return last === undefined ? undefined : `RECORD_REFUSED: ${this.#odd.size} rows are of no use; the last ${last}`
   }
 
   under(name: string): Change {

@@ -62,6 +62,9 @@ export class EtcdServer {
       'listen-peer-urls': peer,
       'initial-advertise-peer-urls': peer,
       'initial-cluster': `test=${peer}`,
+      // Alone, it has nobody to wait for: a second of election less at each start.
+      'heartbeat-interval': '50',
+      'election-timeout': '250',
       'log-level': 'warn',
       logger: 'zap',
     }
@@ -119,9 +122,9 @@ export class EtcdServer {
   }
 
   /** Ends the leases of those who are here, as if their time were over. */
-  endLeases(): Promise<void> {
+  endLeases(folder = 'peerpost'): Promise<void> {
     return this.client(async (client) => {
-      const prefix = 'peerpost/1/peers/here/'
+      const prefix = `${folder}/1/peers/here/`
       const { kvs } = await client.kv.range({ key: Buffer.from(prefix), range_end: Buffer.from(`${prefix}~`) })
       for (const { lease } of kvs) await client.leaseClient.leaseRevoke({ ID: lease })
     })
