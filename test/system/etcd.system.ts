@@ -1,4 +1,5 @@
 /** etcd as a directory, against a real one: the suite of the seam, and peers that know nothing else. */
+import { writeFileSync } from 'node:fs'
 import t, { type Test } from 'tap'
 import { systemClock } from '../../src/clock.js'
 import type { Change, DirectoryState } from '../../src/directory/directory.js'
@@ -22,8 +23,8 @@ const listen = ['tcp://127.0.0.1:0']
 const serverOf = (peer: Peer) => peer.status().directory!.servers[0]!
 const hostOf = (proxy: TcpProxy): string => proxy.endpoint.slice('tcp://'.length)
 
-async function start(t: Test, flags: readonly string[] = []): Promise<EtcdServer> {
-  const server = await EtcdServer.open(flags)
+async function start(t: Test, options: { tls?: boolean } = {}): Promise<EtcdServer> {
+  const server = await EtcdServer.open(options)
   t.teardown(() => server.dispose())
   return server
 }
@@ -249,3 +250,42 @@ t.test(
     await eventually(() => serverOf(peer).isAnnounced && serverOf(peer).state === 'up', 'its return')
   },
 )
+
+t.test('TLS and a user of etcd, who needs the keys of the mesh and no others', async (t) => {
+  const server = await start(t, { tls: true })
+  const password = server.file('password')
+  await server.client(async ({ auth }) => {
+    for (const [name, secret] of [
+      ['root', 'much'],
+      ['mesh', 'hunter2'],
+    ] as const) {
+      await auth.userAdd({ name, password: secret })
+      await auth.roleAdd({ name })
+      await auth.userGrantRole({ user: name, role: name })
+    }
+    const [key, range_end] = ['peerpost/1/', 'peerpost/10'].map((text) => Buffer.from(text))
+    await auth.roleGrantPermission({ name: 'mesh', perm: { permType: 'Readwrite', key: key!, range_end: range_end! } })
+    await auth.authEnable()
+  })
+  const ca = `ca=${server.file('cert.pem')}`
+  const stranger = await watcher(t, server.url)
+  const nobody = await watcher(t, `${server.url}?${ca}`)
+  writeFileSync(password, 'wrong\n')
+  const wrong = await watcher(t, `${server.url}?${ca}&user=mesh&password-file=${password}`)
+  writeFileSync(password, 'hunter2\n')
+  const right = `${server.url}?${ca}&user=mesh&password-file=${password}`
+  const elsewhere = await watcher(t, right.replace('?', '/other?'))
+  await eventually(() => stranger.state() === 'down', 'a certificate that nobody vouches for')
+  for (const refused of [nobody, wrong, elsewhere]) {
+    await eventually(() => refused.state() === 'refused')
+    t.match(refused.states.at(-1)?.reason, /^PEER_REFUSED: etcdserver: /)
+  }
+  const directory = [right]
+  const consumer = await open(t, { listen, directory })
+  const got = gate<unknown>()
+  consumer.consume('orders', async (message) => got.open(message.body))
+  const sender = await open(t, { directory })
+  await sender.send('orders', 1)
+  t.equal(await within(got.promise, 'the message'), 1)
+  t.notMatch(JSON.stringify([sender.status(), wrong.states]), /hunter2|wrong\\n/)
+})

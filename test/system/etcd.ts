@@ -1,6 +1,6 @@
 /** An etcd of a test's own: on free ports of this machine, with a store that goes with the test. */
-import { type ChildProcess, spawn } from 'node:child_process'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -22,21 +22,35 @@ export class EtcdServer {
   readonly #folder = mkdtempSync(join(tmpdir(), 'peerpost-etcd-'))
   readonly #port: number
   readonly #peerPort: number
-  readonly #flags: readonly string[]
+  readonly #healthPort: number
+  readonly #isTls: boolean
   #child: ChildProcess | null = null
   #said = ''
 
-  private constructor(port: number, peerPort: number, flags: readonly string[]) {
-    this.#port = port
-    this.#peerPort = peerPort
-    this.#flags = flags
+  private constructor(ports: readonly [number, number, number], isTls: boolean) {
+    ;[this.#port, this.#peerPort, this.#healthPort] = ports
+    this.#isTls = isTls
+    if (isTls) this.#certify()
   }
 
   /** Starts one, and waits until it answers. */
-  static async open(flags: readonly string[] = []): Promise<EtcdServer> {
-    const server = new EtcdServer(await freePort(), await freePort(), flags)
+  static async open({ tls = false } = {}): Promise<EtcdServer> {
+    const server = new EtcdServer([await freePort(), await freePort(), await freePort()], tls)
     await server.start(true)
     return server
+  }
+
+  /** A certificate for this machine, which is its own authority. */
+  #certify(): void {
+    const made = ['-keyout', this.file('key.pem'), '-out', this.file('cert.pem'), '-days', '2', '-subj', '/CN=etcd']
+    const curve = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes']
+    const name = ['-addext', 'subjectAltName=IP:127.0.0.1']
+    execFileSync('openssl', ['req', '-x509', ...curve, ...made, ...name], { stdio: 'ignore' })
+  }
+
+  /** The path of a file in its folder. */
+  file(name: string): string {
+    return join(this.#folder, name)
   }
 
   get host(): string {
@@ -44,7 +58,7 @@ export class EtcdServer {
   }
 
   get url(): string {
-    return `etcd://${this.host}`
+    return `${this.#isTls ? 'etcds' : 'etcd'}://${this.host}`
   }
 
   get pid(): number {
@@ -53,10 +67,10 @@ export class EtcdServer {
 
   /** Begins without waiting for an answer. */
   begin(): void {
-    const [client, peer] = [`http://${this.host}`, `http://127.0.0.1:${this.#peerPort}`]
+    const [client, peer] = [`${this.#isTls ? 'https' : 'http'}://${this.host}`, `http://127.0.0.1:${this.#peerPort}`]
     const flags = {
       name: 'test',
-      'data-dir': join(this.#folder, 'data'),
+      'data-dir': this.file('data'),
       'listen-client-urls': client,
       'advertise-client-urls': client,
       'listen-peer-urls': peer,
@@ -67,10 +81,12 @@ export class EtcdServer {
       'election-timeout': '250',
       'log-level': 'warn',
       logger: 'zap',
+      'listen-metrics-urls': `http://127.0.0.1:${this.#healthPort}`,
+      ...(this.#isTls ? { 'cert-file': this.file('cert.pem'), 'key-file': this.file('key.pem') } : {}),
     }
     const child = spawn(
       'etcd',
-      [...Object.entries(flags).map(([name, value]) => `--${name}=${value}`), ...this.#flags],
+      Object.entries(flags).map(([name, value]) => `--${name}=${value}`),
       {
         stdio: ['ignore', 'ignore', 'pipe'],
       },
@@ -85,11 +101,11 @@ export class EtcdServer {
   }
 
   async start(withDisk: boolean): Promise<void> {
-    if (!withDisk) rmSync(join(this.#folder, 'data'), { recursive: true, force: true })
+    if (!withDisk) rmSync(this.file('data'), { recursive: true, force: true })
     this.begin()
     const until = performance.now() + START_MS
     for (;;) {
-      const health = await fetch(`http://${this.host}/health`).then(
+      const health = await fetch(`http://127.0.0.1:${this.#healthPort}/health`).then(
         (answer) => answer.json() as Promise<{ health: string }>,
         () => null,
       )
@@ -113,7 +129,11 @@ export class EtcdServer {
 
   /** Runs `use` with a client that is closed afterwards. */
   async client<Value>(use: (client: Etcd3) => Promise<Value>): Promise<Value> {
-    const client = new Etcd3({ hosts: this.host })
+    const client = new Etcd3(
+      this.#isTls
+        ? { hosts: `https://${this.host}`, credentials: { rootCertificate: readFileSync(this.file('cert.pem')) } }
+        : { hosts: this.host },
+    )
     try {
       return await use(client)
     } finally {
