@@ -32,7 +32,7 @@ const REPAIR_MS = 1000
 const WRITES = 4
 
 interface Watch {
-  /** It heard everything once, of this life of the data. */
+  /** It heard everything once, of this connection. */
   isTold: boolean
   readonly changed: (change: Change) => void
 }
@@ -66,7 +66,7 @@ class EtcdDirectory implements Directory {
   readonly #client: ReturnType<typeof etcdOptions>
   readonly #watches = new Map<string, Watch>()
   #changed: (state: DirectoryState) => void = () => {}
-  #oddity: string | undefined
+  #state: DirectoryState = { state: 'connecting', reason: undefined }
   /** The connection, from when all rows are known. */
   #session: EtcdSession | null = null
   #attempt: EtcdSession | null = null
@@ -93,9 +93,15 @@ class EtcdDirectory implements Directory {
   open(changed: (state: DirectoryState) => void): void {
     this.#changed = changed
     this.#later(() => {
-      changed({ state: 'connecting', reason: undefined })
+      changed(this.#state)
       this.#dial()
     })
+  }
+
+  #say(state: DirectoryState['state'], reason: string | undefined): void {
+    if (this.#state.state === state && this.#state.reason === reason) return
+    this.#state = { state, reason }
+    this.#changed(this.#state)
   }
 
   #later(run: () => void): void {
@@ -132,7 +138,6 @@ class EtcdDirectory implements Directory {
       const view = new EtcdView(run)
       await this.#read(session, view)
       this.#own = null
-      for (const watch of this.#watches.values()) watch.isTold = false
       this.#view = view
       await this.#watchFrom(session, view)
     }
@@ -167,9 +172,12 @@ class EtcdDirectory implements Directory {
     if (this.#isClosed || this.#session === session || session.isOver) return
     this.#patience()
     this.#session = session
-    this.#oddity = this.#view?.oddity
-    this.#changed({ state: 'up', reason: this.#oddity })
-    for (const [name, watch] of this.#watches) this.#tellAll(name, watch)
+    this.#say('up', this.#view?.oddity)
+    // Everything, also where little has changed: who hears it may have given up on what was told before the loss.
+    for (const [name, watch] of this.#watches) {
+      watch.isTold = false
+      this.#tellAll(name, watch)
+    }
   }
 
   #drop(session: EtcdSession, fault: EtcdFault): void {
@@ -187,7 +195,7 @@ class EtcdDirectory implements Directory {
     const code = isDenied ? 'PEER_REFUSED' : 'UNREACHABLE'
     const { clock } = this.#options
     this.#retry = clock.timer(LIMITS.reconnectMs * (1 + clock.random() / 2), () => this.#dial())
-    this.#changed({ state: isDenied ? 'refused' : 'down', reason: `${code}: ${fault.message}` })
+    this.#say(isDenied ? 'refused' : 'down', `${code}: ${fault.message}`)
   }
 
   // --- what others say
@@ -213,9 +221,7 @@ class EtcdDirectory implements Directory {
           gone: [...gone],
         })
     }
-    if (this.#session === null || view.oddity === this.#oddity) return
-    this.#oddity = view.oddity
-    this.#changed({ state: 'up', reason: view.oddity })
+    if (this.#session !== null) this.#say('up', view.oddity)
   }
 
   watch(name: string, _revision: string, changed: (change: Change) => void): Cancel {

@@ -7,6 +7,7 @@ import { readFileSync } from 'node:fs'
 import type { Etcd3, IKeyValue, IOptions, IWatchResponse } from 'etcd3'
 import type { Cancel, Clock } from '../clock.js'
 import { PeerpostError, reasonOf } from '../errors.js'
+import { LIMITS } from '../options.js'
 import type { EtcdPlace } from './etcdurl.js'
 import type { EtcdRow } from './etcdview.js'
 
@@ -41,7 +42,11 @@ export function faultOf(thrown: unknown): EtcdFault {
   // The library keeps the code of a call's error only inside its text.
   const own = (thrown as { code?: unknown }).code
   const code = typeof own === 'number' ? own : Number(/\b(\d{1,2}) [A-Z_]+: /.exec(text)?.[1] ?? 14)
-  const said = text.replace(/^.*\b\d{1,2} [A-Z_]+: /, '').slice(0, 300)
+  const said = text
+    .replace(/^.*\b\d{1,2} [A-Z_]+: /, '')
+    // A note that is empty, and a time that would make each attempt look like another reason.
+    .replace(/(?: \(\d{4}-[^)]*Z\))?\.? Resolution note:.*$/, '')
+    .slice(0, 300)
   return new EtcdFault(DENIED.has(code) ? 'denied' : ANSWERED.has(code) ? 'answered' : 'lost', said)
 }
 
@@ -98,9 +103,9 @@ export function etcdOptions(place: EtcdPlace): Omit<IOptions, 'hosts'> {
     grpcOptions: {
       'grpc.keepalive_time_ms': PING_MS,
       'grpc.keepalive_timeout_ms': PONG_MS,
-      'grpc.initial_reconnect_backoff_ms': 60_000,
-      'grpc.min_reconnect_backoff_ms': 60_000,
-      'grpc.max_reconnect_backoff_ms': 60_000,
+      // Sessions of one process share connections: the next one may not wait long for what failed for another one.
+      'grpc.initial_reconnect_backoff_ms': LIMITS.reconnectMs,
+      'grpc.max_reconnect_backoff_ms': LIMITS.reconnectMs,
       // A directory is dialed as peers are: not by way of a proxy that the environment names.
       'grpc.enable_http_proxy': 0,
       'grpc.service_config_disable_resolution': 1,

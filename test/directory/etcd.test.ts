@@ -73,6 +73,8 @@ t.test('errors of the client are sorted by what can be done about them', async (
     return `${kind}: ${message}`
   }
   t.equal(said('GRPCUnavailableError: 14 UNAVAILABLE: connect ECONNREFUSED'), 'lost: connect ECONNREFUSED')
+  const note = ' (2026-01-02T03:04:05.678Z). Resolution note: '
+  t.equal(said(`14 UNAVAILABLE: Failed to connect${note}`), 'lost: Failed to connect')
   t.equal(said('7 PERMISSION_DENIED: etcdserver: permission denied'), 'denied: etcdserver: permission denied')
   t.equal(
     said('Lease 5 NOT_FOUND: etcdserver: requested lease not found is expired or revoked'),

@@ -97,6 +97,10 @@ export class EtcdServer {
     child.on('error', (error) => {
       this.#said += error.message
     })
+    // Whatever ends this process early does not leave it behind.
+    const end = (): boolean => child.kill('SIGKILL')
+    process.once('exit', end)
+    child.once('close', () => process.off('exit', end))
     this.#child = child
   }
 
