@@ -7,7 +7,7 @@ import { etcdDirectory } from '../../src/directory/etcd.js'
 import { loadEtcd } from '../../src/directory/etcdclient.js'
 import { hereKey } from '../../src/directory/etcdview.js'
 import { readRecord } from '../../src/directory/record.js'
-import { createIdentity } from '../../src/identity.js'
+import { createIdentity, type Identity } from '../../src/identity.js'
 import type { Peer, PeerId } from '../../src/message.js'
 import { proofsOf } from '../../src/proofs.js'
 import { recordOf } from '../directory/liar.js'
@@ -155,30 +155,50 @@ t.test('a lease that is taken away is put again with a new one', async (t) => {
   t.not(await leaseOf(), before)
 })
 
+/** Puts a record as its own peer would, with a lease of 60 s. */
+const putRecord = (server: EtcdServer, of: Identity, ID: string): Promise<unknown> =>
+  server.client(async ({ kv, leaseClient }) => {
+    await leaseClient.leaseGrant({ ID, TTL: 60 })
+    await kv.put({ key: Buffer.from(`peerpost/1/peers/${hereKey(of.peerId)}`), value: recordOf(of, {}), lease: ID })
+  })
+
 t.test('a revision that etcd has forgotten costs nobody: everything is read again', async (t) => {
   const server = await start(t)
   const proxy = await TcpProxy.before(t, server.host)
   const [ann, bob] = [createIdentity(), createIdentity()]
-  const leases = ['11', '12']
-  const put = (name: PeerId, value: Buffer, ID: string) =>
-    server.client(async ({ kv, leaseClient }) => {
-      await leaseClient.leaseGrant({ ID, TTL: 60 })
-      await kv.put({ key: Buffer.from(`peerpost/1/peers/${hereKey(name)}`), value, lease: ID })
-    })
-  await put(ann.peerId, recordOf(ann, {}), leases[0]!)
+  await putRecord(server, ann, '11')
   const { isSaid, changes, state } = await watcher(t, `etcd://${hostOf(proxy)}`)
   await eventually(() => isSaid(ann.peerId), 'the first')
   proxy.cut()
   await eventually(() => state() === 'down')
-  await put(bob.peerId, recordOf(bob, {}), leases[1]!)
+  await putRecord(server, bob, '12')
   await server.client(async ({ kv, leaseClient }) => {
-    await leaseClient.leaseRevoke({ ID: leases[0]! })
+    await leaseClient.leaseRevoke({ ID: '11' })
     const { header } = await kv.put({ key: Buffer.from('elsewhere'), value: Buffer.from('1') })
     await kv.compact({ revision: header.revision, physical: true })
   })
   t.equal(state(), 'down', 'all of that happened before it came back')
   await eventually(() => isSaid(bob.peerId) && !isSaid(ann.peerId), 'what became of them')
   t.ok(changes.at(-1)!.gone.includes(ann.peerId), 'and who is gone is told at once')
+})
+
+t.test('an etcd that lost its data is not taken for the one before, however much happened since', async (t) => {
+  const server = await start(t)
+  const proxy = await TcpProxy.before(t, server.host)
+  const [ann, bob] = [createIdentity(), createIdentity()]
+  await putRecord(server, ann, '11')
+  const { isSaid } = await watcher(t, `etcd://${hostOf(proxy)}`)
+  await eventually(() => isSaid(ann.peerId), 'the first')
+  proxy.swallow(true)
+  await server.kill()
+  await server.start(false)
+  await putRecord(server, bob, '12')
+  await server.client(async ({ kv }) => {
+    for (let i = 0; i < 20; i++) await kv.put({ key: Buffer.from('elsewhere'), value: Buffer.from('1') })
+  })
+  proxy.swallow(false)
+  proxy.cut()
+  await eventually(() => isSaid(bob.peerId) && !isSaid(ann.peerId), 'what is there now')
 })
 
 t.test('what others write into etcd is refused as it is anywhere, and harms nobody', async (t) => {
