@@ -21,6 +21,8 @@ export interface FloorOptions {
   readonly rounds: number
   /** Of each of the two loads, without the warm-up. */
   readonly seconds: number
+  /** Of each load, before it is measured. */
+  readonly warmUpSeconds: number
   readonly rate: number
   readonly bytes: number
   readonly window: number
@@ -77,15 +79,15 @@ class Floor {
   }
 
   async #report(machine: Machine, rounds: readonly Round[], before: Activity): Promise<Report> {
-    const { targets, seconds, rate, bytes, window } = this.#options
+    const { targets, seconds, warmUpSeconds, rate, bytes, window } = this.#options
     const floorP50 = rounds.flatMap((round) => round.targets['raw-tcp']?.latency.oneWay?.p50 ?? [])
     const disturbed = disturbances(before, activity(), floorP50, machine.cores)
     const starts = this.#starts()
     return {
-      format: 'peerpost-bench-floor-1',
+      format: 'peerpost-bench-floor-2',
       at: new Date().toISOString(),
       machine,
-      settings: { rounds: this.#options.rounds, seconds, rate, bytes, window },
+      settings: { rounds: this.#options.rounds, seconds, warmUpSeconds, rate, bytes, window },
       facts: targets.map((name) => targetNamed(name).facts),
       rounds,
       starts,
@@ -99,7 +101,8 @@ class Floor {
   }
 
   async #round(): Promise<Round> {
-    const flush = await flushFigures(this.#folder(), Math.min(this.#options.seconds, 1) / 2)
+    const { seconds, rate } = this.#options
+    const flush = await flushFigures(this.#folder(), Math.min(seconds, 1) / 2, rate)
     const targets: Record<string, TargetRound> = {}
     for (const name of this.#options.targets) {
       if (this.#skipped[name]) continue
@@ -120,12 +123,13 @@ class Floor {
   }
 
   async #measure(name: string): Promise<TargetRound> {
-    const { bytes, seconds, rate, window } = this.#options
-    const load = { bytes, seconds, warmUpSeconds: Math.max(0.3, seconds / 4) }
+    const { bytes, seconds, warmUpSeconds, rate, window } = this.#options
+    const load = { bytes, seconds, warmUpSeconds }
     const pair = await Pair.start(targetNamed(name), this.#folder())
     try {
-      const open = await pair.latency(load, rate)
+      // Saturation goes first: at 1,000 messages a second alone, code of any length runs unoptimised for many seconds.
       const full = await pair.saturate(load, window)
+      const open = await pair.latency(load, rate)
       this.#keep(name, open, full)
       const { sent, rate: confirmedRate, cpuUs } = full.sender
       return {

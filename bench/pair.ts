@@ -131,12 +131,12 @@ export class Pair {
   }
 }
 
-/** F and R2, measured in a process of their own. */
-export async function flushFigures(dir: string, seconds: number): Promise<FlushFigures> {
+/** F, R2 and F′, measured in a process of their own. */
+export async function flushFigures(dir: string, seconds: number, rate: number): Promise<FlushFigures> {
   const worker = new Worker('flush', ['', dir])
   try {
     await worker.answer()
-    return await worker.ask<FlushFigures>({ do: 'flush', seconds })
+    return await worker.ask<FlushFigures>({ do: 'flush', seconds, rate })
   } finally {
     await worker.stop()
   }

@@ -6,7 +6,7 @@ import type { Machine } from './machine.js'
 import type { Facts } from './target.js'
 
 export interface Report {
-  readonly format: 'peerpost-bench-floor-1'
+  readonly format: 'peerpost-bench-floor-2'
   readonly at: string
   readonly machine: Machine
   readonly settings: Readonly<Record<string, number | string>>
@@ -76,6 +76,7 @@ function flushText(rounds: readonly Round[]): string {
     'One page, microseconds: median of the rounds (minimum–maximum)',
     `F   fdatasync          p50 ${of((round) => round.flush.flush.p50)}   p99 ${of((round) => round.flush.flush.p99)}`,
     `R2  write + fdatasync  p50 ${of((round) => round.flush.both.p50)}   p99 ${of((round) => round.flush.both.p99)}`,
+    `F′  as F, at the rate of the open loop and off the event loop  p50 ${of((round) => round.flush.paced.p50)}   p99 ${of((round) => round.flush.paced.p99)}`,
   ].join('\n')
 }
 

@@ -13,13 +13,14 @@ status 1 when messages were lost, repeated or refused, or when a durability clas
 
   --rounds N       rounds, 5 unless given
   --seconds N      of each load of each target in a round, 0.8 unless given
+  --warm-up N     seconds before each load is measured, 2 unless given
   --rate N         messages a second of the open loop, 1000 unless given
   --bytes N        of a message, 128 unless given
   --window N       unconfirmed messages at saturation, 4096 unless given
   --targets A,B    these alone; "all" for each class over each transport
   --dir DIR        where the stores go: the disk that is measured
   --json FILE      where the figures and raw histograms go, bench/results/ unless given
-  --quick          2 short rounds: under 40 seconds, wide spreads
+  --quick          2 short rounds: about a minute, wide spreads
 `
 
 const { positionals, values } = parseArgs({
@@ -27,6 +28,7 @@ const { positionals, values } = parseArgs({
   options: {
     rounds: { type: 'string' },
     seconds: { type: 'string' },
+    'warm-up': { type: 'string' },
     rate: { type: 'string', default: '1000' },
     bytes: { type: 'string', default: '128' },
     window: { type: 'string', default: '4096' },
@@ -57,6 +59,7 @@ async function main(): Promise<void> {
     targets: targetsOf(values.targets),
     rounds: positive('rounds', values.rounds ?? (quick ? '2' : '5')),
     seconds: positive('seconds', values.seconds ?? (quick ? '0.25' : '0.8')),
+    warmUpSeconds: positive('warm-up', values['warm-up'] ?? (quick ? '0.5' : '2')),
     rate: positive('rate', values.rate),
     bytes: positive('bytes', values.bytes),
     window: positive('window', values.window),

@@ -7,14 +7,14 @@ import type { Target } from './target.js'
 
 export const FLOORS: readonly Target[] = [rawTcp, rawUnix, rawZeromq, rawLmdb]
 
-const CHANNELS: readonly Channel[] = ['tcp', 'unix', 'zeromq']
+const CHANNELS: readonly Channel[] = ['tcp', 'unix', 'zeromq', 'libp2p']
 const OURS = CHANNELS.flatMap((channel) =>
   (['memory', 'process', 'disk'] as const).map((durability) => peerpost(channel, durability)),
 )
 
 export const TARGETS: readonly Target[] = [...FLOORS, ...OURS]
 
-/** What runs unless `--targets` says otherwise: each floor, each class over tcp, each transport once. */
+/** What runs unless `--targets` says otherwise: each floor, each class over tcp, each transport but libp2p once. */
 export const DEFAULT_TARGETS = [
   ...FLOORS.map((target) => target.facts.name),
   'peerpost-tcp-memory',

@@ -16,7 +16,7 @@ export type Command =
   | { readonly do: 'latency'; readonly load: Load; readonly rate: number }
   | { readonly do: 'saturate'; readonly load: Load; readonly window: number }
   | { readonly do: 'one-by-one'; readonly bytes: number; readonly count: number }
-  | { readonly do: 'flush'; readonly seconds: number }
+  | { readonly do: 'flush'; readonly seconds: number; readonly rate: number }
   | { readonly do: 'stop' }
 
 export interface ReceiverReport extends Counted {
@@ -104,7 +104,7 @@ async function send(): Promise<(command: Command) => Promise<unknown>> {
 
 async function flush(): Promise<(command: Command) => Promise<unknown>> {
   reply({})
-  return async (command) => (command.do === 'flush' ? measureFlush(dir, command.seconds) : undefined)
+  return async (command) => (command.do === 'flush' ? measureFlush(dir, command.seconds, command.rate) : undefined)
 }
 
 /** Tells the parent why, in one line; what follows on the channel would be about something else. */

@@ -50,9 +50,19 @@ const storing = (command: Command): Command =>
 
 const taking = (command: Command): Command =>
   client(command)
-    .option('--count <n>', 'end after so many messages')
+    .option('--max <n>', 'end after so many messages')
+    .option('--count <n>', 'the same as --max')
     .option('--wait <duration>', 'end when none came for this long (default: never)')
     .option('--lease <duration>', 'how long the handling of one message may take (default 30s)')
+
+const retrying = (command: Command): Command =>
+  taking(command)
+    .option('--exec <command>', 'run a shell command with the body on its input; done when it ends with 0')
+    .option('--max-attempts <n>', 'deliveries of one message, after which it is a dead letter (default 5)')
+    .option(
+      '--backoff <spec>',
+      'time before a message that failed comes again: first..longest, or one fixed time (default 1s..1m)',
+    )
 
 function addSidecar(program: Command): void {
   program
@@ -160,18 +170,20 @@ function addSending(program: Command): void {
 }
 
 function addTaking(program: Command): void {
-  taking(program.command('consume <queue>').summary('take messages from a queue and print them'))
+  retrying(program.command('consume <queue>').summary('take messages from a queue and print them'))
     .addHelpText(
       'before',
-      examples('consume orders', 'consume orders --count 1 --wait 5s', `consume orders --exec 'jq .order'`),
+      examples(
+        'consume orders',
+        'consume orders --max 1 --wait 5s',
+        `consume orders --exec 'jq .order' --max-attempts 3 --backoff 5s..10m`,
+      ),
     )
-    .option('--exec <command>', 'run a shell command with the body on its input; done when it ends with 0')
     .action(async (queue: string, flags: Flags) => (await import('./client/messages.js')).consume(queue, flags))
-  taking(program.command('subscribe <pattern>').summary('take messages of matching topics and print them'))
+  retrying(program.command('subscribe <pattern>').summary('take messages of matching topics and print them'))
     .addHelpText('before', examples(`subscribe 'order.*'`, `subscribe 'order.>' --group mail --durable`))
     .option('--group <group>', 'share the messages with the other members of this group')
     .option('--durable', 'publishers keep messages while nobody takes them')
-    .option('--exec <command>', 'run a shell command with the body on its input; done when it ends with 0')
     .action(async (pattern: string, flags: Flags) => (await import('./client/messages.js')).subscribe(pattern, flags))
   taking(program.command('respond <name>').summary('answer requests'))
     .addHelpText('before', examples(`respond stock.reserve --reply '{"ok":true}'`, `respond upper --exec 'tr a-z A-Z'`))

@@ -374,7 +374,7 @@ export abstract class Backlog {
       if (entry.state === 'expiring') continue
       this.#notUnwritten(entry)
       const value = entry.slab.subarray(entry.start, entry.end)
-      batch.push({ key: rows.recordKey(entry.route.number, entry.lane.epoch, entry.sequence), value })
+      batch.push({ key: rows.recordKey(entry.route.number, entry.lane.epoch, entry.sequence), value, once: true })
       entry.write = 'writing'
       this.writing.push(entry)
       this.written++
@@ -662,8 +662,9 @@ export abstract class Backlog {
 
   /** How a message ended that others may have ended otherwise, and who has not said yet (rule P13). */
   restoreContested(number: number, space: SpaceId, sequence: number, row: rows.ContestedRow): void {
-    const [outcome, by, others] = row
-    this.lanes.get(laneName(space, number))?.contested.set(sequence, { outcome, by, others: new Set(others) })
+    const [outcome, by, others, message] = row
+    const contested = { outcome, by, others: new Set(others), number: message }
+    this.lanes.get(laneName(space, number))?.contested.set(sequence, contested)
   }
 
   /** This process has a new incarnation: what was appended so far is of an older space from now on. */

@@ -277,6 +277,8 @@ export class Exchange {
     }
     inbox.closeSpaces(link.peer, new Set(open))
     link.writer.control(FRAME.resumed, [answers])
+    // What is settled by this answer must be missed if this store goes back behind it (G8).
+    link.owesCommit = true
   }
 
   #resumed(link: LinkConnection, fields: unknown[]): void {
@@ -349,7 +351,8 @@ export class Exchange {
   fill(link: LinkConnection, commit: number, isBeat: boolean): void {
     const { outbox, inbox, settle } = this.machines()
     const peer = link.peer
-    if (settle.owes(peer)) {
+    if (settle.owes(peer) || link.owesCommit) {
+      link.owesCommit = false
       if (link.toldCommit !== commit) this.#tellProgress(link, outbox, commit, PROGRESS_EVERY)
       settle.flush(peer, link.writer)
     } else if (isBeat) this.#tellProgress(link, outbox, commit, 1)

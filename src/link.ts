@@ -249,10 +249,10 @@ export class LinkConnection implements Carrier {
   challenge = 0
   hasAnswered = false
   toldCommit = 0
+  /** An answer was given that rests on a commit of which the other side may not know. */
+  owesCommit = false
   /** Packets that came before this side was ready for them. */
   readonly early: Buffer[] = []
-  /** Slices of bodies that are still coming: by lane and sequence. */
-  readonly parts = new Map<string, { bytes: Buffer; filled: number }>()
 
   constructor(
     readonly connection: Connection,
@@ -279,16 +279,13 @@ export class LinkConnection implements Carrier {
   }
 }
 
-/** What heartbeats ask for at `now`. */
-export function heartbeat(
-  link: LinkConnection,
-  now: number,
-  heartbeatMs: number,
-  deadAfterMs: number,
-): 'dead' | 'ping' | 'none' {
-  if (link.isSelf) return 'none'
-  if (now - link.lastHeard >= deadAfterMs) return 'dead'
-  if (now - Math.max(link.pingSentAt, link.lastSent) >= heartbeatMs || now - link.pingSentAt >= heartbeatMs)
-    return 'ping'
-  return 'none'
+/** Is it time to ask whether the other end is there? */
+export const wantsPing = (link: LinkConnection, now: number, heartbeatMs: number): boolean =>
+  !link.isSelf && link.state === 'up' && now - link.pingSentAt >= heartbeatMs
+
+/** When a connection is given up if nothing more is heard. A handshake, and a farewell, may take twice as long. */
+export function silentAt(link: LinkConnection, deadAfterMs: number): number {
+  if (link.isSelf) return Number.POSITIVE_INFINITY
+  if (link.state === 'up') return link.lastHeard + deadAfterMs
+  return (link.state === 'down' ? link.lastHeard : link.lastSent) + 2 * deadAfterMs
 }

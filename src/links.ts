@@ -7,17 +7,20 @@ import { PeerpostError, reasonOf } from './errors.js'
 import {
   Handshake,
   type Hello,
-  heartbeat,
   judge,
   knowsPair,
   LinkConnection,
+  type LinkState,
   type Proofs,
   type Remembered,
+  silentAt,
+  wantsPing,
 } from './link.js'
 import type { LineageEntry, PeerRow } from './log/rows.js'
 import type { PeerId, PeerStatus, SpaceId, StateLoss } from './message.js'
 import type { Limits } from './options.js'
 import type { Rules } from './rules.js'
+import { pinOf } from './transport/endpoint.js'
 import { FRAME, readControl, readPacket, violation } from './transport/frame.js'
 import type { Accept, Connection, ConnectionEvents } from './transport/transport.js'
 
@@ -53,11 +56,21 @@ const LINK_CODES: readonly string[] = ['PROTOCOL_VIOLATION', 'PROTOCOL_VERSION',
 /** The codes after which dialing again changes nothing by itself. */
 const REFUSALS =
   /^(PEER_REFUSED|PROTOCOL_VERSION|PROTOCOL_VIOLATION|FENCED|DUPLICATE_IDENTITY|ENDPOINT_INVALID|INSECURE_ENDPOINT)\b/
+/** What is said of a connection on which nothing came for too long. */
+const SILENCE: Readonly<Record<LinkState, string>> = {
+  connecting: 'the handshake took too long',
+  welcome: 'the handshake took too long',
+  up: 'silent for too long',
+  down: 'it did not end',
+}
 /** Packets that may wait until this side is ready for them. */
 const EARLY_PACKETS = 256
 
 interface Target {
+  /** As it may be shown: without what follows #. */
   readonly endpoint: string
+  /** As it was configured: some transports need the pin to dial. */
+  readonly dialed: string
   readonly pinned: PeerId | null
   link: LinkConnection | null
   cancel: Cancel | null
@@ -72,6 +85,8 @@ interface Target {
 export class Links {
   /** The connection of each peer that is up. */
   readonly up = new Map<PeerId, LinkConnection>()
+  /** When the next connection is given up, as of the last heartbeat. */
+  silentAt = Number.POSITIVE_INFINITY
   readonly #open = new Set<LinkConnection>()
   readonly #targets = new Map<string, Target>()
   #counter = 0
@@ -89,13 +104,16 @@ export class Links {
 
   // --- dialing
 
-  /** Keeps a link to an endpoint: `#12D3Koo…` at its end pins who must answer. False where it is kept already. */
+  /**
+   * Keeps a link to an endpoint: `#12D3Koo…` at its end, or the `/p2p/…` of a multiaddr, pins who must answer. False where
+   * it is kept already.
+   */
   addTarget(endpoint: string): boolean {
-    const [address, pin] = endpoint.split('#')
     if (this.#targets.has(endpoint)) return false
     const target: Target = {
-      endpoint: address!,
-      pinned: (pin as PeerId | undefined) ?? null,
+      endpoint: endpoint.replace(/#.*$/, ''),
+      dialed: endpoint,
+      pinned: pinOf(endpoint),
       link: null,
       cancel: null,
       timer: null,
@@ -130,7 +148,7 @@ export class Links {
     target.attempts++
     let isOver = false
     const cancel = this.network.dial(
-      target.endpoint,
+      target.dialed,
       (connection) => {
         isOver = true
         target.cancel = null
@@ -417,26 +435,32 @@ export class Links {
     link.lastSent = this.clock.now()
   }
 
-  /** Heartbeats: pings who is quiet, ends who is silent. */
+  /** Heartbeats: ends who is silent, pings the others. */
   beat(now: number): void {
+    this.endSilent(now)
+    for (const link of this.#open) {
+      if (!wantsPing(link, now, this.limits.heartbeatMs)) continue
+      link.pingSentAt = now
+      link.writer.control(FRAME.ping, [now])
+      this.events.packetEnd(link)
+    }
+  }
+
+  /**
+   * Ends who is silent, and finds when the next one would be. Whoever is alive is heard again before that, so that the
+   * time comes only for who is not: nobody is woken for it in vain.
+   */
+  endSilent(now: number): void {
+    this.silentAt = Number.POSITIVE_INFINITY
     for (const link of [...this.#open]) {
-      if (link.state === 'connecting' || link.state === 'welcome') {
-        if (now - link.lastSent >= this.limits.deadAfterMs * 2) link.connection.destroy('the handshake took too long')
+      const at = silentAt(link, this.limits.deadAfterMs)
+      if (at > now) {
+        this.silentAt = Math.min(this.silentAt, at)
         continue
       }
-      if (link.state === 'down') {
-        if (now - link.lastHeard >= this.limits.deadAfterMs * 2) link.connection.destroy('it did not end')
-        continue
-      }
-      const what = heartbeat(link, now, this.limits.heartbeatMs, this.limits.deadAfterMs)
-      if (what === 'dead') {
-        this.#lower(link, 'silent for too long')
-        link.connection.destroy('silent for too long')
-      } else if (what === 'ping') {
-        link.pingSentAt = now
-        link.writer.control(FRAME.ping, [now])
-        this.events.packetEnd(link)
-      }
+      const reason = SILENCE[link.state]
+      this.#lower(link, reason)
+      link.connection.destroy(reason)
     }
   }
 

@@ -12,7 +12,7 @@ import { checkInteger, checkName, checkOptions, LIMITS, type Limits, type PeerOp
 import { type Listeners, LocalPeer } from './peer.js'
 import { proofsOf } from './proofs.js'
 import { ALL_RULES } from './rules.js'
-import { isLoopbackEndpoint, schemeOf } from './transport/endpoint.js'
+import { hasPortZero, isLoopbackEndpoint, schemeOf } from './transport/endpoint.js'
 import { tcpTransport } from './transport/tcp.js'
 import type { Listener, Transport } from './transport/transport.js'
 import { Turn } from './turn.js'
@@ -100,15 +100,22 @@ export async function openPeer(options: PeerOptions = {}): Promise<Peer> {
   }
 }
 
-/** The transports that the endpoints ask for. ZeroMQ's is loaded only then. */
+/** The transports that the endpoints ask for. Those of ZeroMQ and libp2p are loaded only then. */
 async function transportsFor(options: PeerOptions, identity: Identity, clock: Clock): Promise<Transport[]> {
   const insecure = options.insecure === true
   const transports = [...(options.transports ?? []), tcpTransport({ clock, identity, insecure })]
-  if (![...(options.listen ?? []), ...(options.peers ?? [])].some((endpoint) => schemeOf(endpoint).startsWith('zmq+')))
-    return transports
-  const { zeromqTransport } = await import('./transport/zeromq.js')
-  const allow = options.allow?.filter(isPeerId)
-  return [...transports, zeromqTransport({ clock, identity, insecure, ...(allow ? { allow } : {}) })]
+  const schemes = [...(options.listen ?? []), ...(options.peers ?? [])].map(schemeOf)
+  const allowed = options.allow?.filter(isPeerId)
+  const common = { clock, identity, ...(allowed ? { allow: allowed } : {}) }
+  if (schemes.some((scheme) => scheme.startsWith('zmq+'))) {
+    const { zeromqTransport } = await import('./transport/zeromq.js')
+    transports.push(zeromqTransport({ ...common, insecure }))
+  }
+  if (schemes.includes('libp2p')) {
+    const { libp2pTransport } = await import('./transport/libp2p.js')
+    transports.push(libp2pTransport(common))
+  }
+  return transports
 }
 
 interface Checked {
@@ -149,7 +156,7 @@ function check(options: PeerOptions): Checked {
       )
   }
   for (const endpoint of options.peers ?? [])
-    if (/:0(#|$)/.test(String(endpoint)))
+    if (hasPortZero(String(endpoint)))
       throw new PeerpostError(
         'ENDPOINT_INVALID',
         `${endpoint} has port 0, which can be listened on and not dialed. Give the port that the other peer says.`,
@@ -160,18 +167,8 @@ function check(options: PeerOptions): Checked {
 }
 
 function limitsOf(options: PeerOptions): Limits {
-  const {
-    reserveShare,
-    creditMessages,
-    creditBytes,
-    heartbeatMs,
-    deadAfterMs,
-    reconnectMs,
-    maxIdleMs,
-    idWindowMs,
-    commitTimeoutMs,
-  } = LIMITS
   return {
+    ...LIMITS,
     quotaBytes: checkInteger(
       'quotaBytes',
       options.quotaBytes ?? LIMITS.quotaBytes,
@@ -180,15 +177,6 @@ function limitsOf(options: PeerOptions): Limits {
     ),
     failoverMs: checkInteger('failoverMs', options.failoverMs ?? LIMITS.failoverMs, 0, 86_400_000),
     inDoubt: options.inDoubt ?? 'failover',
-    reserveShare,
-    creditMessages,
-    creditBytes,
-    heartbeatMs,
-    deadAfterMs,
-    reconnectMs,
-    maxIdleMs,
-    idWindowMs,
-    commitTimeoutMs,
   }
 }
 
@@ -205,9 +193,9 @@ async function openStoreOf(options: PeerOptions, checked: Checked, clock: Clock)
   if (options.dataDir === undefined || durability === 'memory')
     return { log: openMemoryLog(clock), storeId: clock.randomBytes(16).toString('hex'), onFailure: null }
   // lmdb is loaded only by a peer that keeps something.
-  const { openLmdbLog } = await import('./log/lmdb.js')
+  const { openJournaledLog } = await import('./log/journal.js')
   const store: { onFailure: OpenedStore['onFailure'] } = { onFailure: null }
-  const opened = await openLmdbLog({
+  const opened = await openJournaledLog({
     dir: options.dataDir,
     durability,
     quotaBytes: checked.limits.quotaBytes,
@@ -224,7 +212,7 @@ function transportFor(endpoint: string, transports: readonly Transport[]): Trans
   if (transport) return transport
   throw new PeerpostError(
     'ENDPOINT_INVALID',
-    `No transport serves ${scheme}://. Known are: ${transports.flatMap((candidate) => candidate.schemes).join(', ')}.`,
+    `No transport serves ${scheme} endpoints. Known are: ${transports.flatMap((candidate) => candidate.schemes).join(', ')}.`,
   )
 }
 

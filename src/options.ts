@@ -15,7 +15,10 @@ export interface PeerOptions {
   readonly dataDir?: string
   /** Class of the store: `disk` with a data directory unless told otherwise, else `memory`. */
   readonly durability?: Durability
-  /** Endpoints to listen on: `tcp://127.0.0.1:7400`, `tls://…`, `unix:///run/app/peer.sock`, `zmq+tcp://…`. */
+  /**
+   * Endpoints to listen on: `tcp://127.0.0.1:7400`, `tls://…`, `unix:///run/app/peer.sock`, `zmq+tcp://…`,
+   * `/ip4/127.0.0.1/tcp/4001`.
+   */
   readonly listen?: readonly string[]
   /** Endpoints of other peers; `#12D3Koo…` at the end pins who must answer. */
   readonly peers?: readonly string[]
@@ -54,7 +57,8 @@ export const LIMITS = {
   keyBytes: 255,
   idBytes: 255,
   headerBytes: 16 * 1024,
-  bodyBytes: 960 * 1024,
+  /** A message is one frame and one row of the log, and so is its dead letter with headers and history. */
+  bodyBytes: 896 * 1024,
   frameBytes: 1024 * 1024,
   creditMessages: 1000,
   creditBytes: 8 * 1024 * 1024,
@@ -65,7 +69,8 @@ export const LIMITS = {
   maxAttempts: 5,
   backoff: '1s..1m',
   heartbeatMs: 1000,
-  deadAfterMs: 3000,
+  /** Who fell silent is known to be gone within 3 s, however late a timer comes. */
+  deadAfterMs: 2900,
   reconnectMs: 1000,
   idWindowMs: 24 * 3600 * 1000,
   idWindow: 1_000_000,
@@ -119,6 +124,13 @@ export function checkName(what: string, name: unknown): string {
 
 export const checkKey = (key: unknown): string => checkText('key', key, LIMITS.keyBytes, 'KEY_INVALID')
 export const checkId = (id: unknown): string => checkText('message id', id, LIMITS.idBytes, 'ID_INVALID')
+
+/** The refusal of a body above a limit, in bytes; with the bytes that it has where they are known. */
+export const bodyTooLarge = (limit: number, bytes: number | null): PeerpostError =>
+  new PeerpostError(
+    'BODY_TOO_LARGE',
+    `A body may have ${limit} bytes${bytes === null ? '' : `; this one has ${bytes}`}. Send it in parts, or send where it is kept.`,
+  )
 
 /** Throws OPTION_UNKNOWN for a property that is not in `known`, with the nearest known one. */
 export function checkOptions(where: string, options: object, known: readonly string[]): void {

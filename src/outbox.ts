@@ -108,7 +108,8 @@ export class Outbox extends Backlog {
         lane.spaceBytes,
         lane.number,
         Math.min(lane.base, ...contested),
-        lane.next - 1,
+        // After a restart the record of a contested message is gone, and may have been the last one.
+        Math.max(lane.next - 1, ...contested),
         this.rules.tellFinished ? through : 0,
         exceptions,
       ])
@@ -208,7 +209,7 @@ export class Outbox extends Backlog {
       for (let sequence = Math.max(from, lane.base); sequence <= Math.min(to, lane.loadedTo - 1); sequence++)
         this.#settleOne(lane, sequence, outcome, peer, mayHold)
       for (const sequence of lane.contested.keys())
-        if (sequence >= from && sequence <= to) this.#contest(lane, sequence, outcome, peer)
+        if (sequence >= from && sequence <= ends[i + 1]!) this.#contest(lane, sequence, outcome, peer)
       for (const sequence of lane.running.keys())
         if (sequence >= from && sequence <= ends[i + 1]!) lane.running.delete(sequence)
     }
@@ -253,11 +254,26 @@ export class Outbox extends Backlog {
     if (first.by === peer) return
     if (outcome === 'dead') this.withdrawals.push({ lane, sequence, peer })
     else if (outcome === 'done' && first.outcome === 'dead') {
+      if (first.by !== null) this.#correct(lane, first.number)
       if (first.by !== null) this.withdrawals.push({ lane, sequence, peer: first.by })
+      // Who is away cannot be told now: it says so again when it is back, and is told then.
+      if (first.by !== null && this.down.has(first.by)) first.others.add(first.by)
       first.outcome = outcome
       first.by = peer
     }
     this.#heardOf(lane, sequence, peer)
+  }
+
+  /** What was written down as dead is done: no row says so. Whoever was told before cannot be told again. */
+  #correct(lane: Lane, number: number): void {
+    const { route, isMemory } = lane
+    const counters = isMemory ? route.memoryCounters : route.counters
+    counters.dead--
+    counters.done++
+    route.dirty = true
+    this.#memoryEnds.delete(watchName(lane.space, number))
+    this.unwrittenEnds.delete(watchName(lane.space, number))
+    if (!isMemory) this.lazy.push(rows.remove(rows.outcomeKey(lane.epoch, number)))
   }
 
   /** One of the holders of a contested message has said how it ended there. */
@@ -274,7 +290,7 @@ export class Outbox extends Backlog {
     const key = rows.contestedKey(lane.epoch, lane.number, sequence)
     const contested = lane.contested.get(sequence)
     if (!contested) this.lazy.push(rows.remove(key))
-    else this.lazy.push(rows.put(key, [contested.outcome, contested.by, [...contested.others]]))
+    else this.lazy.push(rows.put(key, [contested.outcome, contested.by, [...contested.others], contested.number]))
   }
 
   nack(peer: PeerId, space: string, number: number, sequence: number, fields: NackFields, now: number): void {
@@ -342,7 +358,7 @@ export class Outbox extends Backlog {
     if (entry.others) {
       if (by !== null) entry.others.delete(by)
       if (entry.others.size > 0) {
-        lane.contested.set(entry.sequence, { outcome, by, others: entry.others })
+        lane.contested.set(entry.sequence, { outcome, by, others: entry.others, number: entry.number })
         this.#writeContested(lane, entry.sequence)
       }
     }

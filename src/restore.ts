@@ -101,18 +101,19 @@ function fill(
   const settle = new Settle(self, rules, (lane) => inbox.touch(lane))
   restoreOutbox(facts, outbox, lineage, epoch)
   const peers = new Map<PeerId, rows.PeerRow>()
-  each(log, 'peer', (key, value) => peers.set(rows.peerOfKey(key), rows.read<rows.PeerRow>(value)))
+  eachRow(log, 'peer', (key, value) => peers.set(rows.peerOfKey(key), rows.read<rows.PeerRow>(value)))
   for (const [peer, row] of peers) inbox.restoreFloor(peer, row.floor)
   restoreInbox(facts, inbox)
-  each(log, 'deadLetter', () => {
+  eachRow(log, 'deadLetter', () => {
     settle.deadLetters++
   })
   const stateLosses: StateLoss[] = []
-  each(log, 'stateLoss', (_key, value) => stateLosses.push(rows.read<StateLoss>(value)))
+  eachRow(log, 'stateLoss', (_key, value) => stateLosses.push(rows.read<StateLoss>(value)))
   return { outbox, inbox, settle, epoch, space, lineage, commit, openMs, peers, stateLosses }
 }
 
-function each(
+/** Visits all rows of a table, in the order of their keys. */
+export function eachRow(
   log: Log,
   table: Parameters<typeof rows.tableRange>[0],
   visit: (key: Buffer, value: Buffer) => void,
@@ -128,9 +129,11 @@ function restoreOutbox(facts: OpenFacts, outbox: Outbox, lineage: readonly rows.
   const { log, clock } = facts
   const now = clock.now()
   const found: Array<{ number: number; row: rows.RouteRow }> = []
-  each(log, 'route', (key, value) => found.push({ number: rows.routeOfKey(key), row: rows.read<rows.RouteRow>(value) }))
+  eachRow(log, 'route', (key, value) =>
+    found.push({ number: rows.routeOfKey(key), row: rows.read<rows.RouteRow>(value) }),
+  )
   const touched = new Map<string, PeerId[]>()
-  each(log, 'touched', (key) => {
+  eachRow(log, 'touched', (key) => {
     const { epoch: at, route, peer } = rows.touchedOfKey(key)
     const name = `${at}/${route}`
     touched.set(name, [...(touched.get(name) ?? []), peer])
@@ -157,7 +160,7 @@ function restoreOutbox(facts: OpenFacts, outbox: Outbox, lineage: readonly rows.
     touched,
     now,
   )
-  each(log, 'contested', (key, value) => {
+  eachRow(log, 'contested', (key, value) => {
     const { epoch: at, route, sequence } = rows.contestedOfKey(key)
     const space = spaces.get(at)
     if (space) outbox.restoreContested(route, space, sequence, rows.read<rows.ContestedRow>(value))
@@ -195,14 +198,14 @@ function edge(log: Log, from: Buffer, to: Buffer, reverse: boolean): { epoch: nu
 
 function restoreInbox(facts: OpenFacts, inbox: Inbox): void {
   const { log, clock, self } = facts
-  each(log, 'done', (key, value) => {
+  eachRow(log, 'done', (key, value) => {
     const { space, route } = rows.doneOfKey(key)
     inbox.restoreLane(space, route, rows.read<rows.DoneRow>(value))
   })
-  each(log, 'tombstone', (key, value) =>
+  eachRow(log, 'tombstone', (key, value) =>
     inbox.restoreTombstone(rows.tombstoneOfKey(key), rows.read<rows.TombstoneRow>(value)),
   )
-  each(log, 'attempt', (key, value) => {
+  eachRow(log, 'attempt', (key, value) => {
     const { space, route, sequence } = rows.attemptOfKey(key)
     inbox.restoreAttempt(space, route, sequence, rows.read<rows.AttemptRow>(value), self, clock.now(), clock.wall())
   })

@@ -192,6 +192,15 @@ const SPARSE = 4
 /** Unfinished exceptions told to a consumer at most (rule P8). */
 const EXCEPTIONS_MAX = 1024
 
+/** What of a message of which more than one consumer may tell the end. */
+export interface Contested {
+  outcome: Outcome
+  by: PeerId | null
+  readonly others: Set<PeerId>
+  /** The message's own number, by which its outcome is asked for. */
+  readonly number: number
+}
+
 /** The messages of one space in one route. The memory class has a lane of its own (rule P15). */
 export class Lane {
   /** All below is finished, except the stragglers. */
@@ -220,7 +229,7 @@ export class Lane {
   readonly deadOnDisk = new Map<number, PeerId>()
   readonly expiredOnDisk = new IntervalSet()
   /** How a message ended that more than one consumer may have had, and who of them has not said yet (rule P13). */
-  readonly contested = new Map<number, { outcome: Outcome; by: PeerId | null; readonly others: Set<PeerId> }>()
+  readonly contested = new Map<number, Contested>()
   /** Consumers that were given up on while what they may have was only on disk. */
   readonly givenUp = new Set<PeerId>()
   /** Older space whose fate at its consumers was given up on: what is sent again is marked. */

@@ -10,7 +10,7 @@ import { IdWindow } from './idwindow.js'
 import { DURABILITY_RANK } from './log/log.js'
 import * as rows from './log/rows.js'
 import type * as api from './message.js'
-import { checkId, checkInteger, checkKey, checkName, checkOptions, LIMITS } from './options.js'
+import { bodyTooLarge, checkId, checkInteger, checkKey, checkName, checkOptions, LIMITS } from './options.js'
 import type { Route } from './route.js'
 import { Sent } from './sent.js'
 import type { TxBuffer, TxSend } from './transaction.js'
@@ -251,17 +251,11 @@ export class Sender {
   }
 }
 
-/** A message is one frame and one row of the log, and so is its dead letter with headers and history. */
-export const BODY_BYTES = LIMITS.frameBytes - 128 * 1024
-
 /** A body as it travels. Throws BODY_NOT_ENCODABLE and BODY_TOO_LARGE. */
 export function encodeMessage(body: unknown): Encoded {
   const encoded = encodeBody(body)
-  if (encoded.bytes.length <= BODY_BYTES) return encoded
-  throw new PeerpostError(
-    'BODY_TOO_LARGE',
-    `The body has ${encoded.bytes.length} bytes; ${BODY_BYTES} are allowed. Send it in parts, or send where it is kept.`,
-  )
+  if (encoded.bytes.length <= LIMITS.bodyBytes) return encoded
+  throw bodyTooLarge(LIMITS.bodyBytes, encoded.bytes.length)
 }
 
 function checkHeaders(headers: api.Headers): Record<string, string> {

@@ -397,6 +397,7 @@ export class Turn {
         'FAILED',
         `A commit did not end within ${this.options.limits.commitTimeoutMs} ms. Check the disk, then start the peer again.`,
       )
+    if (now >= this.links.silentAt) this.links.endSilent(now)
     if (now < this.#nextBeat) return
     this.#nextBeat = now + this.options.limits.heartbeatMs
     this.#isBeat = true
@@ -603,7 +604,8 @@ export class Turn {
     const { outbox } = this.store
     // While a batch is with the log its end starts the next one.
     const write = this.#committing || this.#isFull ? Number.POSITIVE_INFINITY : outbox.writeDue(now)
-    const at = Math.min(outbox.nextDue, this.handlers.nextDue, this.#nextBeat, this.#lazyAt, write)
+    const { silentAt } = this.links
+    const at = Math.min(outbox.nextDue, this.handlers.nextDue, this.#nextBeat, silentAt, this.#lazyAt, write)
     // A timer that comes too early does no harm, and sets the next one: most due times pass before they come.
     if (at >= this.#timerAt) return
     this.#timer?.()

@@ -1,7 +1,17 @@
 import { createHmac, timingSafeEqual } from 'node:crypto'
 import t from 'tap'
 import { createIdentity, verify } from '../src/identity.js'
-import { Handshake, type Hello, heartbeat, judge, knowsPair, LinkConnection, type Proofs } from '../src/link.js'
+import {
+  Handshake,
+  type Hello,
+  judge,
+  knowsPair,
+  LinkConnection,
+  type LinkState,
+  type Proofs,
+  silentAt,
+  wantsPing,
+} from '../src/link.js'
 import type { LineageEntry, PeerRow } from '../src/log/rows.js'
 import type { PeerId, SpaceId } from '../src/message.js'
 import { ALL_RULES } from '../src/rules.js'
@@ -158,22 +168,23 @@ const silent: Connection = {
 }
 
 t.test('heartbeats: a quiet link is asked, a silent one is dead', async (t) => {
-  const table: ReadonlyArray<[heard: number, sent: number, pinged: number, now: number, what: string]> = [
-    [0, 0, 0, 500, 'none'],
-    [0, 0, 0, 1000, 'ping'],
-    [900, 900, 0, 999, 'none'],
-    [900, 999, 1000, 1500, 'none'],
-    [0, 0, 2000, 2999, 'none'],
-    [0, 0, 2000, 3000, 'dead'],
-    [0, 2999, 2999, 3001, 'dead'],
-    [2500, 2999, 1500, 2999, 'ping'],
+  const table: ReadonlyArray<[state: LinkState, heard: number, sent: number, ends: number]> = [
+    ['up', 0, 0, 3000],
+    ['up', 0, 2999, 3000],
+    ['up', 2500, 0, 5500],
+    ['connecting', 2500, 100, 6100],
+    ['welcome', 2500, 100, 6100],
+    ['down', 2500, 100, 8500],
   ]
-  for (const [heard, sent, pinged, now, what] of table) {
+  for (const [state, heard, sent, ends] of table) {
     const link = new LinkConnection(silent, true, null)
-    Object.assign(link, { lastHeard: heard, lastSent: sent, pingSentAt: pinged })
-    t.equal(heartbeat(link, now, 1000, 3000), what, `${heard}/${sent}/${pinged} at ${now}`)
+    Object.assign(link, { state, lastHeard: heard, lastSent: sent })
+    t.equal(silentAt(link, 3000), ends, `${state}, heard at ${heard}, sent at ${sent}`)
+    t.equal(wantsPing(link, 999, 1000), false)
+    t.equal(wantsPing(link, 1000, 1000), state === 'up')
     link.isSelf = true
-    t.equal(heartbeat(link, now, 1000, 3000), 'none', 'a peer is never silent to itself')
+    t.equal(silentAt(link, 3000), Number.POSITIVE_INFINITY, 'a peer is never silent to itself')
+    t.equal(wantsPing(link, 1000, 1000), false)
   }
 })
 

@@ -21,7 +21,7 @@ class Bench {
     this.route = this.outbox.route('queue', 'q', '', '', true)
   }
 
-  consumer(name: string, credit = 100): { carrier: Carrier & { isOpen: boolean }; remote: RemoteConsumer } {
+  consumer(name: string, credit = 100, rank = 2): { carrier: Carrier & { isOpen: boolean }; remote: RemoteConsumer } {
     const carrier = {
       peer: name as PeerId,
       isOpen: true,
@@ -29,7 +29,7 @@ class Bench {
       lanes: new Map(),
       toldEnded: new Map(),
     }
-    const remote = new RemoteConsumer(carrier, 1, 'queue', 'q', '', '', 'key', false, 2)
+    const remote = new RemoteConsumer(carrier, 1, 'queue', 'q', '', '', 'key', false, rank)
     this.outbox.addConsumer(remote)
     this.outbox.credit(remote, credit, 1_000_000)
     return { carrier, remote }
@@ -37,13 +37,19 @@ class Bench {
 
   send(
     body: string,
-    options: { key?: string; ttlMs?: number; commitFirst?: boolean; durability?: Durability } = {},
+    options: { key?: string; ttlMs?: number; commitFirst?: boolean; durability?: Durability; lower?: boolean } = {},
   ): Sent {
-    const { key = '', ttlMs = Number.POSITIVE_INFINITY, commitFirst = false, durability = 'disk' } = options
+    const {
+      key = '',
+      ttlMs = Number.POSITIVE_INFINITY,
+      commitFirst = false,
+      durability = 'disk',
+      lower = false,
+    } = options
     const sent = this.outbox.newSent(null, durability)
     this.outbox.append(
       [this.route],
-      { key, meta: undefined, body: encodeBody(body), durability, lower: false, delayMs: 0, ttlMs, commitFirst },
+      { key, meta: undefined, body: encodeBody(body), durability, lower, delayMs: 0, ttlMs, commitFirst },
       sent,
       this.now,
       this.now,
@@ -257,3 +263,31 @@ t.test(
     t.equal(sent.outcome, 'dead')
   },
 )
+
+t.test('P12: a receipt says what the acknowledgement of its taker is worth', async (t) => {
+  const table: ReadonlyArray<[rank: number, durability: Durability, lower: boolean, reached: Durability]> = [
+    [2, 'disk', false, 'disk'],
+    [2, 'disk', true, 'disk'],
+    [1, 'disk', true, 'process'],
+    [0, 'disk', true, 'memory'],
+    [0, 'process', true, 'memory'],
+    [2, 'process', false, 'process'],
+    [1, 'process', false, 'process'],
+  ]
+  for (const [rank, durability, lower, reached] of table) {
+    const bench = new Bench()
+    const { carrier } = bench.consumer('a', 100, rank)
+    bench.send('warm', { durability, lower })
+    bench.turn(carrier)
+    const sent = bench.send('it', { durability, lower })
+    bench.outbox.pump(bench.now)
+    bench.ack('a', 2)
+    t.match(sent, { at: 'consumer', reached }, `${durability}, taken by rank ${rank}`)
+  }
+  const bench = new Bench()
+  const { carrier } = bench.consumer('a', 100, 0)
+  const sent = bench.send('stored first', { lower: true })
+  bench.turn(carrier)
+  bench.ack('a', 1)
+  t.match(sent, { at: 'sender', reached: 'disk' }, 'what was on disk here before says so')
+})

@@ -48,13 +48,13 @@ export async function use(): Promise<Receipt> {
 
 /** Who writes an adapter: tap is theirs, the suites are ours. */
 const ADAPTER = `import { mkdtempSync, rmSync } from 'node:fs'
-import { openLmdbLog } from 'peerpost/log/lmdb'
+import { openJournaledLog } from 'peerpost/log/journal'
 import { type LogUnderTest, logSuite, systemClock, type TransportFactory, transportSuite } from 'peerpost/testing'
 import t, { type Test } from 'tap'
 export const ofTransport = (t: Test, factory: TransportFactory): void => transportSuite(t, 'mine', factory)
 async function make(): Promise<LogUnderTest> {
   const dir = mkdtempSync('log-')
-  const { log } = await openLmdbLog({ dir, durability: 'process', quotaBytes: 64 * 1024 * 1024, clock: systemClock })
+  const { log } = await openJournaledLog({ dir, durability: 'process', quotaBytes: 64 * 1024 * 1024, clock: systemClock })
   return { log, dispose: async () => { await log.close(); rmSync(dir, { recursive: true }) } }
 }
 t.test('the log', (t) => logSuite(t, 'mine', make))`

@@ -9,7 +9,7 @@ const QUEUE = 'bench'
 const LINK_MS = 10_000
 const CONCURRENCY = 1000
 
-export type Channel = 'tcp' | 'unix' | 'zeromq'
+export type Channel = 'tcp' | 'unix' | 'zeromq' | 'libp2p'
 
 const CLASSES: Readonly<Record<Durability, DurabilityClass>> = { memory: 'D1', process: 'D2', disk: 'D3' }
 
@@ -24,7 +24,7 @@ export function peerpost(channel: Channel, durability: Durability): Target {
       delivers: true,
       settings: { concurrency: CONCURRENCY },
     },
-    listen: async (start, deliver) => receiver(await open(start, { listen: [endpoint(channel, start)] }), deliver),
+    listen: async (start, deliver) => receiver(await open(start, { listen: [ENDPOINTS[channel](start)] }), deliver),
     connect: async (start, address) => sender(await open(start, { peers: [address] }), durability),
   }
 }
@@ -36,9 +36,11 @@ async function openOver(durability: Durability, start: Start, more: PeerOptions)
   return openPeer({ ...store, ...more })
 }
 
-function endpoint(channel: Channel, { dir }: Start): string {
-  if (channel === 'unix') return `unix://${join(dir, 'p.sock')}`
-  return channel === 'tcp' ? 'tcp://127.0.0.1:0' : 'zmq+tcp://127.0.0.1:0'
+const ENDPOINTS: Readonly<Record<Channel, (start: Start) => string>> = {
+  tcp: () => 'tcp://127.0.0.1:0',
+  unix: ({ dir }) => `unix://${join(dir, 'p.sock')}`,
+  zeromq: () => 'zmq+tcp://127.0.0.1:0',
+  libp2p: () => '/ip4/127.0.0.1/tcp/0',
 }
 
 function receiver(peer: Peer, deliver: (body: Buffer) => void): Receiver {
@@ -48,27 +50,36 @@ function receiver(peer: Peer, deliver: (body: Buffer) => void): Receiver {
 
 async function sender(peer: Peer, durability: Durability): Promise<Sender> {
   await linked(peer)
-  const counters: Record<string, number> = {}
+  // Numbers in fixed places: to put a name together for each message would be a part of what is measured.
+  const atSender: Record<Durability, number> = { memory: 0, process: 0, disk: 0 }
+  const atConsumer = { ...atSender }
+  const failures: Record<string, number> = {}
   // Class D1 is the memory of another process, as the floors have it: a copy in the sender's own confirms nothing.
   const options = durability === 'memory' ? ({ until: 'done' } as const) : undefined
   return {
     publish(body, confirm) {
       peer.send(QUEUE, body, options).then(
         (receipt) => {
-          const key = `${receipt.durability} at ${receipt.at}`
-          counters[key] = (counters[key] ?? 0) + 1
+          const at = receipt.at === 'sender' ? atSender : atConsumer
+          at[receipt.durability]++
           confirm(true)
         },
         (error: Error & { code?: string }) => {
           const key = `failed: ${error.code ?? error.message}`
-          counters[key] = (counters[key] ?? 0) + 1
+          failures[key] = (failures[key] ?? 0) + 1
           confirm(false)
         },
       )
     },
-    counters: () => counters,
+    counters: () => ({ ...named(atSender, 'sender'), ...named(atConsumer, 'consumer'), ...failures }),
     stop: () => peer.close(),
   }
+}
+
+/** The classes that receipts reached at one end, by a name for people. */
+function named(counts: Readonly<Record<Durability, number>>, end: string): Record<string, number> {
+  const reached = Object.entries(counts).filter(([, count]) => count > 0)
+  return Object.fromEntries(reached.map(([durability, count]) => [`${durability} at ${end}`, count]))
 }
 
 function linked(peer: Peer): Promise<void> {

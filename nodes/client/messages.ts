@@ -2,7 +2,8 @@
  * The commands that carry messages: send, publish, request, respond, consume, subscribe.
  */
 import { spawn } from 'node:child_process'
-import { parseDuration } from '../../src/options.js'
+import { reasonOf } from '../../src/errors.js'
+import { parseBackoff, parseDuration } from '../../src/options.js'
 import { api, apiJson, CommandError, EXIT, type Target } from './connection.js'
 import { print, safe, tell, write } from './output.js'
 
@@ -133,7 +134,10 @@ export async function request(name: string, text: string, flags: SendFlags): Pro
 
 export interface TakeFlags extends Target {
   readonly json?: boolean
+  readonly max?: string
   readonly count?: string
+  readonly maxAttempts?: string
+  readonly backoff?: string
   readonly wait?: string
   readonly lease?: string
   readonly exec?: string
@@ -177,9 +181,10 @@ type Settle = (taken: Taken, flags: TakeFlags) => Promise<void>
 /** The longest that one pull waits; the loop asks again. */
 const PULL_MS = 30_000
 
-/** Takes one message after another until `--count` were taken or none came for `--wait`. */
-async function take(path: string, flags: TakeFlags, settle: Settle, more = ''): Promise<void> {
-  const limit = flags.count === undefined ? Number.POSITIVE_INFINITY : countOf(flags.count)
+/** Takes one message after another until `--max` were taken or none came for `--wait`. */
+async function take(path: string, flags: TakeFlags, settle: Settle, source = ''): Promise<void> {
+  const limit = limitOf(flags)
+  const more = retryOf(flags) + source
   const waitMs = flags.wait === undefined ? Number.POSITIVE_INFINITY : durationOf('--wait', flags.wait)
   const lease = flags.lease === undefined ? '' : `&lease=${segment(flags.lease)}`
   let idleSince = performance.now()
@@ -200,10 +205,31 @@ async function take(path: string, flags: TakeFlags, settle: Settle, more = ''): 
   }
 }
 
-function countOf(text: string): number {
-  const count = Number(text)
-  if (Number.isInteger(count) && count > 0) return count
-  throw new CommandError('USAGE', `--count must be a whole number from 1, not "${text}".`, EXIT.usage)
+/** How many messages to take. */
+function limitOf({ max, count }: TakeFlags): number {
+  if (max !== undefined && count !== undefined)
+    throw new CommandError('USAGE', '--max and --count mean the same: give one of them.', EXIT.usage)
+  if (max !== undefined) return wholeOf('--max', max, Number.MAX_SAFE_INTEGER)
+  return count === undefined ? Number.POSITIVE_INFINITY : wholeOf('--count', count, Number.MAX_SAFE_INTEGER)
+}
+
+/** How often a message that fails is delivered, and when again, as parameters of a pull. */
+function retryOf({ maxAttempts, backoff }: TakeFlags): string {
+  const attempts = maxAttempts === undefined ? '' : `&attempts=${wholeOf('--max-attempts', maxAttempts, 1000)}`
+  if (backoff === undefined) return attempts
+  try {
+    parseBackoff(backoff)
+  } catch (error) {
+    throw new CommandError('USAGE', `--backoff: ${reasonOf(error)}`, EXIT.usage)
+  }
+  return `${attempts}&backoff=${segment(backoff)}`
+}
+
+function wholeOf(flag: string, text: string, most: number): number {
+  const value = Number(text)
+  if (Number.isInteger(value) && value > 0 && value <= most) return value
+  const range = most === Number.MAX_SAFE_INTEGER ? 'from 1' : `from 1 to ${most}`
+  throw new CommandError('USAGE', `${flag} must be a whole number ${range}, not "${text}".`, EXIT.usage)
 }
 
 const bytesOf = ({ body, bodyBase64 }: Taken): Buffer =>

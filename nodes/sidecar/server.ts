@@ -6,7 +6,7 @@ import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
 import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify'
 import { PeerpostError, reasonOf } from '../../src/errors.js'
-import { LIMITS } from '../../src/options.js'
+import { bodyTooLarge, LIMITS } from '../../src/options.js'
 import type { Log } from '../log.js'
 import { type Bound, bearerOf, checkOrigin, type TokenFile } from './access.js'
 import type { Answer, Call, Route } from './http.js'
@@ -220,25 +220,20 @@ function intake(bodyBytes: number, intakeBytes: number) {
       length += chunk.length
       underWay += chunk.length
       chunks.push(chunk)
-      if (length > bodyBytes) finish(tooLarge(bodyBytes))
+      if (length > bodyBytes) finish(bodyTooLarge(bodyBytes, null))
       else if (underWay > intakeBytes) finish(tooMany())
     })
     payload.once('end', () => finish(null, chunks.length === 1 ? chunks[0]! : Buffer.concat(chunks)))
     payload.once('error', (error) => finish(error))
     payload.once('close', () => finish(new EdgeError('REQUEST_INVALID', 'The connection ended within the body.')))
     // What says beforehand that it is too large is refused before a byte of it is taken.
-    if (Number(request.headers['content-length'] ?? 0) > bodyBytes) finish(tooLarge(bodyBytes))
+    const announced = Number(request.headers['content-length'] ?? 0)
+    if (announced > bodyBytes) finish(bodyTooLarge(bodyBytes, announced))
   }
 }
 
 const tooMany = (): EdgeError =>
   new EdgeError('OVERLOADED', 'Too many large bodies are under way at once. Send this one again in a moment.')
-
-const tooLarge = (bodyBytes: number): PeerpostError =>
-  new PeerpostError(
-    'BODY_TOO_LARGE',
-    `A body may have ${bodyBytes} bytes. Store what is larger elsewhere and send where it is.`,
-  )
 
 /** What the server's library found wrong with a request, in our words. */
 const FRAMEWORK_ERRORS: Readonly<Record<string, () => Error>> = {
@@ -249,7 +244,7 @@ const FRAMEWORK_ERRORS: Readonly<Record<string, () => Error>> = {
     ),
   FST_ERR_CTP_INVALID_CONTENT_LENGTH: () =>
     new EdgeError('REQUEST_INVALID', 'The body is not as long as its Content-Length says.'),
-  FST_ERR_CTP_BODY_TOO_LARGE: () => tooLarge(HTTP_LIMITS.bodyBytes),
+  FST_ERR_CTP_BODY_TOO_LARGE: () => bodyTooLarge(HTTP_LIMITS.bodyBytes, null),
   FST_ERR_BAD_URL: () => new EdgeError('REQUEST_INVALID', 'The address cannot be read: check its percent-encoding.'),
   FST_ERR_MAX_PARAM_LENGTH: () =>
     new PeerpostError('NAME_INVALID', `A name may have ${LIMITS.nameBytes} bytes; the one in this address has more.`),

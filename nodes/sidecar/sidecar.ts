@@ -111,15 +111,11 @@ function peerOptions(config: Config): PeerOptions {
 const directoryOf = (url: string): string | Directory =>
   url.startsWith('file:') ? fileDirectory({ url, clock: systemClock, parse: parseText }) : url
 
-/** Names the flag that helps, where the library can only name its option. */
+/** Adds what helps at a command line and the library cannot know. */
 function withFlag(error: unknown): unknown {
   if (!(error instanceof PeerpostError)) return error
   if (error.code === 'ADDRESS_IN_USE')
-    return new PeerpostError(
-      error.code,
-      `${error.message} Choose another with --listen, such as --listen tcp://127.0.0.1:0 for a free port.`,
-      error,
-    )
+    return new PeerpostError(error.code, `${error.message} tcp://127.0.0.1:0 takes a free port.`, error)
   if (error.code === 'STORE_IN_USE')
     return new PeerpostError(error.code, `${error.message} The flag for that is --data DIR.`, error)
   return error

@@ -139,6 +139,7 @@ export function admit(
       return refused(
         `${place.text} leads to ${bad}, which a directory may not point at here. Permit it with dialAllow (--dial-allow)`,
       )
+    if (scheme === 'libp2p') return { kind: 'dial', endpoint: `${multiaddr(addresses[0]!, port)}/p2p/${peer}` }
     const query = curve === null ? '' : curve === '' ? '?curve' : `?curve=${curve}`
     return { kind: 'dial', endpoint: `${scheme}://${hostPort(addresses[0]!, port)}${query}#${peer}` }
   }
@@ -150,6 +151,8 @@ export function admit(
       else done(judged(found.map(({ address }) => address)))
     })
 }
+
+const multiaddr = (address: string, port: number): string => `/ip${isIPv6(address) ? 6 : 4}/${address}/tcp/${port}`
 
 /**
  * The reach of a directory by where it stands: what is on this machine may speak of this machine, what is in a private
@@ -174,12 +177,14 @@ export function announcedEndpoints(
   own: readonly string[],
 ): string[] {
   if (advertise.length > 0) return [...advertise]
+  const addresses = own.length > 0 ? own : ['127.0.0.1']
   const found = listen.flatMap((endpoint) => {
+    const port = /^\/(?:ip4\/0\.0\.0\.0|ip6\/::)\/tcp\/(\d+)/.exec(endpoint)?.[1]
+    if (port !== undefined) return addresses.map((address) => multiaddr(address, Number(port)))
     const match = /^([a-z+]+):\/\/(?:0\.0\.0\.0|\[::\]):(\d+)(.*)$/.exec(endpoint)
     if (!match) return [endpoint]
-    const [, scheme, port, rest] = match
-    const addresses = own.length > 0 ? own : ['127.0.0.1']
-    return addresses.map((address) => `${scheme}://${hostPort(address, Number(port))}${rest}`)
+    const [, scheme, digits, rest] = match
+    return addresses.map((address) => `${scheme}://${hostPort(address, Number(digits))}${rest}`)
   })
   return [...new Set(found)].slice(0, 16)
 }

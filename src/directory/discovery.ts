@@ -121,6 +121,7 @@ export class Discovery {
   #announcedAt = Number.NEGATIVE_INFINITY
   #renewTimer: Cancel = () => {}
   #tickTimer: Cancel = () => {}
+  readonly #delayed = new Set<Cancel>()
   #lookups = 0
   #changes = 0
   #announcements = 0
@@ -392,7 +393,7 @@ export class Discovery {
         this.#parts.warn('DIRECTORY_REFUSED', `${seat.directory.url}: ${result.reason}`)
       seat.refusal = result.reason
       const { clock } = this.#parts
-      clock.timer(RETRY_MS * (1 + clock.random()), () => seat.isAnnounced || this.#announceTo(seat))
+      this.#after(RETRY_MS * (1 + clock.random()), () => seat.isAnnounced || this.#announceTo(seat))
     } else if (result.kind === 'stale') this.#goOnFrom(seat, result.known)
   }
 
@@ -407,7 +408,16 @@ export class Discovery {
     this.#sequence = Math.max(this.#sequence, verdict.fields.sequence)
     this.#record = null
     // Two processes with one key would race each other: a second apart they harm nobody.
-    clock.timer(ANNOUNCE_MS + clock.random() * TICK_MS, () => this.#reserve(() => this.#announce()))
+    this.#after(ANNOUNCE_MS + clock.random() * TICK_MS, () => this.#reserve(() => this.#announce()))
+  }
+
+  /** Once, unless the peer stops before. */
+  #after(delayMs: number, run: () => void): void {
+    const cancel = this.#parts.clock.timer(delayMs, () => {
+      this.#delayed.delete(cancel)
+      run()
+    })
+    this.#delayed.add(cancel)
   }
 
   #renew(): void {
@@ -555,6 +565,7 @@ export class Discovery {
     this.#announceTimer?.()
     this.#renewTimer()
     this.#tickTimer()
+    for (const cancel of this.#delayed) cancel()
   }
 
   /** Says that the peer goes, then ends the connections; `done` within about half a second. */

@@ -41,8 +41,16 @@ export interface LmdbLogOptions {
   readonly wrap?: (database: Database) => Database
 }
 
-export interface OpenedLog {
-  readonly log: Log
+/** The log as the journal uses it: it decides what is taken, so that nothing acknowledged is refused later. */
+export interface LmdbLogFace extends Log {
+  /** `isAdmitted` for what was taken before: only the disk itself may then have no room. */
+  commit(batch: readonly Change[], done: (result: CommitResult) => void, isAdmitted?: boolean): void
+  /** Why so many bytes more cannot be taken; null where they can. */
+  refusal(growthBytes: number): CommitResult | null
+}
+
+export interface OpenedLog<Kind extends Log = Log> {
+  readonly log: Kind
   /** 32 hex digits that no other store has. */
   readonly storeId: string
   /** The store did not exist before. */
@@ -96,7 +104,7 @@ const fdatasync = promisify(fs.fdatasync)
  * The class is the store's own. A `process` store opened as `disk` is flushed as a whole and is a `disk` store from
  * then on. A `disk` store is not opened as `process`: that would put at risk what was promised to survive a power cut.
  */
-export async function openLmdbLog(options: LmdbLogOptions): Promise<OpenedLog> {
+export async function openLmdbLog(options: LmdbLogOptions): Promise<OpenedLog<LmdbLogFace>> {
   const { dir, durability, clock } = options
   if (durability !== 'process' && durability !== 'disk')
     throw new PeerpostError(
@@ -129,7 +137,7 @@ class StoreOpening {
     this.#bootId = options.bootId ?? currentBootId()
   }
 
-  async run(): Promise<OpenedLog> {
+  async run(): Promise<OpenedLog<LmdbLogFace>> {
     const record = this.#folder.readRecord()
     const hasData = fs.existsSync(this.#folder.dataFile)
     if (record !== null && record.state !== 'new') return this.#openExisting(record, hasData)
@@ -140,7 +148,7 @@ class StoreOpening {
     return this.#create()
   }
 
-  async #create(): Promise<OpenedLog> {
+  async #create(): Promise<OpenedLog<LmdbLogFace>> {
     const storeId = this.#options.clock.randomBytes(16).toString('hex')
     const record: StoreRecord = {
       format: FORMAT,
@@ -159,7 +167,7 @@ class StoreOpening {
     return this.#start({ ...record, state: 'open' }, database, fd, { created: true, verified: false })
   }
 
-  async #openExisting(record: StoreRecord, hasData: boolean): Promise<OpenedLog> {
+  async #openExisting(record: StoreRecord, hasData: boolean): Promise<OpenedLog<LmdbLogFace>> {
     const { durability } = this.#options
     if (record.setAside)
       throw this.#damaged(`its data file was found damaged and moved to ${record.setAside}`, ADVICE_SET_ASIDE)
@@ -265,7 +273,12 @@ class StoreOpening {
     }
   }
 
-  #start(record: StoreRecord, database: Database, fd: number, how: { created: boolean; verified: boolean }): OpenedLog {
+  #start(
+    record: StoreRecord,
+    database: Database,
+    fd: number,
+    how: { created: boolean; verified: boolean },
+  ): OpenedLog<LmdbLogFace> {
     this.#folder.writeRecord(record)
     const log = new LmdbLog(this.#folder, this.#options, record, database, fd)
     return { log, storeId: record.storeId, ...how, flush: () => log.flush() }
@@ -287,7 +300,7 @@ interface Entry {
   cancelTimeout: Cancel | null
 }
 
-class LmdbLog implements Log {
+class LmdbLog implements LmdbLogFace {
   readonly durability: 'process' | 'disk'
   readonly #folder: StoreFolder
   readonly #options: LmdbLogOptions
@@ -321,10 +334,10 @@ class LmdbLog implements Log {
     this.#cancelFileCheck = this.#checkFileLater()
   }
 
-  commit(batch: readonly Change[], done: (result: CommitResult) => void): void {
+  commit(batch: readonly Change[], done: (result: CommitResult) => void, isAdmitted = false): void {
     const entry: Entry = { batch, done, growthBytes: growthOf(batch), result: null, cancelTimeout: null }
     this.#underWay.push(entry)
-    entry.result = this.#refusal(entry)
+    entry.result = this.#ended() ?? (isAdmitted ? null : this.refusal(entry.growthBytes))
     if (entry.result !== null) {
       this.#options.clock.defer(() => this.#deliver())
       return
@@ -405,10 +418,13 @@ class LmdbLog implements Log {
     }
   }
 
-  /** Why a batch cannot even be tried. */
-  #refusal({ growthBytes }: Entry): CommitResult | null {
+  /** Why no batch can be tried any more. */
+  #ended(): CommitResult | null {
     if (this.#failure !== null) return { kind: 'failed', reason: this.#failure }
-    if (this.#closing) return { kind: 'failed', reason: 'The log is closed.' }
+    return this.#closing ? { kind: 'failed', reason: 'The log is closed.' } : null
+  }
+
+  refusal(growthBytes: number): CommitResult | null {
     if (growthBytes === 0) return null
     const { quotaBytes } = this.#options
     const wanted = growthBytes + this.#growthUnderWay

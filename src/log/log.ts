@@ -13,6 +13,8 @@ export const DURABILITY_RANK: Readonly<Record<Durability, number>> = { memory: 0
 export interface Change {
   readonly key: Buffer
   readonly value: Buffer | null
+  /** The key was never written before and will not be written again once it is removed: a log may forget that it was. */
+  readonly once?: boolean
 }
 
 /** How a commit ended. */
@@ -36,7 +38,8 @@ export type CommitResult =
  * - Every value carries a checksum. A row that fails it makes `get` and `scan` throw `STORE_DAMAGED`: a damaged row is
  *   never returned and never skipped.
  * - Keys are 1 to 512 bytes, values 0 bytes to 1 MiB.
- * - `bytes` is what the store takes on its medium, cheap enough to ask once a turn.
+ * - `bytes` is what the store takes on its medium, cheap enough to ask once a turn. What a removal frees may show a
+ *   moment later.
  * - `close` waits for the commits under way; it is idempotent.
  */
 export interface Log {

@@ -22,14 +22,16 @@ export const IDENTITY_KEY = Buffer.alloc(KEY_BYTES + 1, 0xff)
 /** What a batch can add to the rows, in bytes; what it replaces or removes is not taken off. */
 export function growthOf(batch: readonly Change[]): number {
   let bytes = 0
-  for (const { key, value } of batch) {
-    invariant(key.length > 0 && key.length <= KEY_BYTES, 'a key of the log has 1 to 512 bytes')
-    if (value === null) continue
-    invariant(value.length <= VALUE_BYTES, 'a value of the log has at most 1 MiB')
-    const size = key.length + value.length + CRC_BYTES + ROW_BYTES
-    bytes += size <= INLINE_BYTES ? size : Math.ceil((size + 64) / PAGE_BYTES) * PAGE_BYTES
-  }
+  for (const change of batch) bytes += growthOfChange(change)
   return bytes
+}
+
+export function growthOfChange({ key, value }: Change): number {
+  invariant(key.length > 0 && key.length <= KEY_BYTES, 'a key of the log has 1 to 512 bytes')
+  if (value === null) return 0
+  invariant(value.length <= VALUE_BYTES, 'a value of the log has at most 1 MiB')
+  const size = key.length + value.length + CRC_BYTES + ROW_BYTES
+  return size <= INLINE_BYTES ? size : Math.ceil((size + 64) / PAGE_BYTES) * PAGE_BYTES
 }
 
 /**

@@ -12,7 +12,7 @@ const TABLE = {
   route: 0x03,
   counters: 0x04,
   record: 0x05,
-  part: 0x06,
+  // 0x06 and 0x12 were never written and stay reserved: slices of bodies, and subscriptions of this peer's own.
   touched: 0x07,
   outcome: 0x08,
   id: 0x09,
@@ -24,7 +24,6 @@ const TABLE = {
   deadLetter: 0x0f,
   state: 0x10,
   stateLoss: 0x11,
-  subscription: 0x12,
   contested: 0x13,
 } as const
 
@@ -112,10 +111,6 @@ export const recordOfKey = (at: Buffer): { route: number; epoch: number; sequenc
   sequence: at.readUIntBE(9, 6),
 })
 
-/** Reserved, not written yet: a slice of a body above the frame size. The record's key and the number of the slice. */
-export const partKey = (route: number, epoch: number, sequence: number, slice: number): Buffer =>
-  key('part', recordKey(route, epoch, sequence).subarray(1), u32(slice))
-
 /** The consumer may hold messages of this route's space (rule P1). */
 export const touchedKey = (epoch: number, route: number, peer: string): Buffer =>
   key('touched', u32(epoch), u32(route), peer)
@@ -126,7 +121,7 @@ export const touchedOfKey = (at: Buffer): { epoch: number; route: number; peer: 
 })
 
 /** How a message ended, at whom, and who else may have ended it and has not said (rule P13). */
-export type ContestedRow = readonly [outcome: Outcome, by: PeerId | null, others: readonly PeerId[]]
+export type ContestedRow = readonly [outcome: Outcome, by: PeerId | null, others: readonly PeerId[], number: number]
 export const contestedKey = (epoch: number, route: number, sequence: number): Buffer =>
   key('contested', u32(epoch), u32(route), u48(sequence))
 export const contestedOfKey = (at: Buffer): { epoch: number; route: number; sequence: number } => ({
@@ -252,7 +247,3 @@ export const stateKey = (name: string): Buffer => key('state', name)
 export const stateOfKey = (at: Buffer): string => at.toString('utf8', 1)
 
 export const stateLossKey = (at: number, serial: number): Buffer => key('stateLoss', u48(at), u32(serial))
-
-/** Reserved, not written yet: a durable subscription of this peer's own, so that it stays subscribed before its handler is registered again. */
-export const subscriptionKey = (pattern: string, group: string): Buffer =>
-  key('subscription', u32(Buffer.byteLength(pattern)), pattern, group)

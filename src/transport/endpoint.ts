@@ -4,9 +4,9 @@
  */
 import { type LookupAddress, lookup } from 'node:dns'
 import { lstatSync, type Stats, unlinkSync } from 'node:fs'
-import { BlockList, connect, isIP, isIPv6 } from 'node:net'
+import { BlockList, connect, isIP, isIPv4, isIPv6 } from 'node:net'
 import { isMainThread } from 'node:worker_threads'
-import { PeerpostError } from '../errors.js'
+import { PeerpostError, reasonOf } from '../errors.js'
 import { isPeerId } from '../identity.js'
 import type { PeerId } from '../message.js'
 
@@ -42,6 +42,9 @@ export interface NameEndpoint extends Common {
 
 export type Endpoint = HostEndpoint | PathEndpoint | NameEndpoint
 
+/** Where a transport over the network or the file system listens. */
+export type Place = HostEndpoint | PathEndpoint
+
 const KINDS: Readonly<Record<string, Endpoint['kind']>> = {
   tcp: 'host',
   tls: 'host',
@@ -49,6 +52,7 @@ const KINDS: Readonly<Record<string, Endpoint['kind']>> = {
   'zmq+tcp': 'host',
   'zmq+ipc': 'path',
   memory: 'name',
+  libp2p: 'host',
 }
 
 /** A socket's path ends with a zero byte inside 108 bytes on Linux and 104 elsewhere. */
@@ -64,13 +68,27 @@ export function isLoopback(address: string): boolean {
   return version !== 0 && LOOPBACK.check(address, version === 6 ? 'ipv6' : 'ipv4')
 }
 
-/** The scheme of an endpoint, which picks its transport. Throws ENDPOINT_INVALID where there is none. */
+/** The scheme of an endpoint, which picks its transport; that of a multiaddr is `libp2p`. Throws ENDPOINT_INVALID where there is none. */
 export function schemeOf(endpoint: string): string {
+  if (isMultiaddr(endpoint)) return 'libp2p'
   const scheme = /^[a-z][a-z0-9+]*(?=:)/.exec(endpoint)?.[0]
   if (scheme === undefined)
     throw invalid(endpoint, 'it does not start with a scheme, such as tcp://127.0.0.1:7400 or unix:///run/app.sock')
   return scheme
 }
+
+/** Multiaddrs are the only endpoints that start with a slash. */
+const isMultiaddr = (endpoint: string): boolean => /^\//.test(endpoint)
+
+/** The peer that an endpoint pins, unchecked: `#12D3Koo…` at the end of any, `/p2p/12D3Koo…` in a multiaddr. */
+export function pinOf(endpoint: string): PeerId | null {
+  const found = /#(.*)$/.exec(endpoint) ?? (isMultiaddr(endpoint) ? /\/p2p\/([^/#]*)$/.exec(endpoint) : null)
+  return found === null ? null : (found[1] as PeerId)
+}
+
+/** Does it name port 0, which can be listened on and not dialed? */
+export const hasPortZero = (endpoint: string): boolean =>
+  isMultiaddr(endpoint) ? /\/tcp\/0+(\/|#|$)/.test(endpoint) : /:0(#|$)/.test(endpoint)
 
 /** Host and port as they stand in an endpoint: brackets around IPv6. */
 export const hostPort = (host: string, port: number): string => `${isIPv6(host) ? `[${host}]` : host}:${port}`
@@ -79,8 +97,9 @@ export const hostPort = (host: string, port: number): string => `${isIPv6(host) 
  * Reads an endpoint of one of `schemes`. Throws ENDPOINT_INVALID with what is wrong in it:
  * - `tcp://host:port`, `tls://host:port`, `zmq+tcp://host:port?curve=KEY`, IPv6 in brackets;
  * - `unix:///absolute/path`, `unix:relative/path`, `zmq+ipc:` likewise;
+ * - `/ip4/127.0.0.1/tcp/4001` and the other multiaddrs over TCP: `/ip6/…`, `/dns/…`, `/dns4/…`, `/dns6/…`;
  * - `memory://name`;
- * - at the end of any of them, `#12D3Koo…` pins the peer.
+ * - at the end of any of them, `#12D3Koo…` pins the peer, and `/p2p/12D3Koo…` that of a multiaddr.
  */
 export function parseEndpoint(endpoint: string, schemes: readonly string[]): Endpoint {
   // A path may hold any byte but these; in a host they could only deceive a reader.
@@ -92,6 +111,7 @@ export function parseEndpoint(endpoint: string, schemes: readonly string[]): End
   const hash = endpoint.indexOf('#')
   const text = hash < 0 ? endpoint : endpoint.slice(0, hash)
   const pin = hash < 0 ? null : readPin(endpoint, endpoint.slice(hash + 1))
+  if (scheme === 'libp2p') return readMultiaddr(endpoint, text, pin)
   const rest = text.slice(scheme.length + 1)
   if (kind === 'name') return { kind, scheme, text, pin, name: readName(endpoint, rest) }
   const question = scheme.startsWith('zmq+') ? rest.indexOf('?') : -1
@@ -131,6 +151,27 @@ function readHost(endpoint: string, scheme: string, place: string): { host: stri
   return { host: bracketed ?? plain!, port }
 }
 
+/** What the multiaddrs that can be served look like: one host, TCP, and whose it is. No relays, no other protocols. */
+const MULTIADDR = /^\/(ip4|ip6|dns|dns4|dns6)\/([^/]+)\/tcp\/(\d{1,5})(?:\/p2p\/([^/]+))?$/
+
+function readMultiaddr(endpoint: string, whole: string, hashPin: PeerId | null): HostEndpoint {
+  const match = MULTIADDR.exec(whole)
+  if (!match) throw invalid(endpoint, 'it must look like /ip4/127.0.0.1/tcp/4001, with /p2p/12D3Koo… behind it to pin')
+  const [, kind, host, digits, id] = match
+  if (kind === 'ip4' && !isIPv4(host!)) throw invalid(endpoint, `"${host}" is not an IPv4 address`)
+  if (kind === 'ip6' && (!isIPv6(host!) || host!.includes('%')))
+    throw invalid(endpoint, `"${host}" is not an IPv6 address`)
+  if (kind!.startsWith('dns') && !/^[\w.-]+$/.test(host!)) throw invalid(endpoint, `"${host}" is not a host name`)
+  const port = Number(digits)
+  if (port > 65535) throw invalid(endpoint, 'a port is a number up to 65535')
+  if (id !== undefined && !isPeerId(id))
+    throw invalid(endpoint, 'what follows /p2p/ must be a peer id, 52 characters that start with 12D3Koo')
+  if (id !== undefined && hashPin !== null && id !== hashPin)
+    throw invalid(endpoint, 'it pins two different peers, by /p2p/ and by #')
+  const text = id === undefined ? whole : whole.slice(0, whole.indexOf('/p2p/'))
+  return { kind: 'host', scheme: 'libp2p', text, pin: id ?? hashPin, curve: null, host: host!, port }
+}
+
 function readPath(endpoint: string, scheme: string, place: string): string {
   const path = place.startsWith('//') ? place.slice(2) : place
   if (place.startsWith('//') && !path.startsWith('/'))
@@ -154,6 +195,28 @@ export const insecure = (endpoint: string, safer: string): PeerpostError =>
     'INSECURE_ENDPOINT',
     `The endpoint "${endpoint}" would carry messages in the clear off this machine. ${safer}, or permit it with insecure: true (--insecure).`,
   )
+
+/** Why nothing can listen on an endpoint, as a sentence for its `text`. */
+export function listenError(text: string, error: NodeJS.ErrnoException): PeerpostError {
+  const { code } = error
+  if (code === 'EADDRINUSE') return inUse(text)
+  if (code === 'EADDRNOTAVAIL' || code === 'ENODEV')
+    return invalid(text, 'this machine does not have that address', error)
+  if (code === 'EACCES') return invalid(text, 'this user may not listen there', error)
+  if (code === 'ENOENT') return invalid(text, 'its folder does not exist', error)
+  return invalid(text, reasonOf(error), error)
+}
+
+export function unreachable({ text }: Place, cause: unknown): PeerpostError {
+  // When all addresses of a name fail, Node reports them together and leaves the message empty.
+  const first = cause instanceof AggregateError ? cause.errors[0] : cause
+  return new PeerpostError('UNREACHABLE', `${text} cannot be reached: ${reasonOf(first)}.`, cause)
+}
+
+export const aborted = ({ text }: { text: string }, signal: AbortSignal): PeerpostError =>
+  new PeerpostError('ABORTED', `Dialing ${text} was aborted.`, signal.reason)
+
+export const closedError = (): PeerpostError => new PeerpostError('CLOSED', 'This transport is closed.')
 
 export const inUse = (text: string): PeerpostError =>
   new PeerpostError(

@@ -31,7 +31,7 @@ export const FRAME = {
   ping: 17,
   pong: 18,
   bye: 19,
-  part: 20,
+  // 20 stays reserved for slices of bodies: it was never sent, and is refused.
 } as const
 
 export type FrameType = (typeof FRAME)[keyof typeof FRAME]
@@ -85,7 +85,12 @@ export function encodeValue(value: unknown): Buffer {
 export function decodeValue(bytes: Buffer): unknown {
   if (checkValue(bytes, 0, 0) !== bytes.length)
     throw new PeerpostError('PROTOCOL_VIOLATION', 'A value is not plain msgpack, or is nested too deep.')
-  return codec.unpack(bytes)
+  try {
+    return codec.unpack(bytes)
+  } catch (thrown) {
+    // Well-formed, and still no value: a map with a list for a key, for one.
+    throw new PeerpostError('PROTOCOL_VIOLATION', `A value cannot be decoded: ${reasonOf(thrown)}.`, thrown)
+  }
 }
 
 /** Length in bytes of what follows each type byte from 0xc0 to 0xdf; -1 where it depends, -2 where it is refused. */
@@ -263,16 +268,6 @@ export class PacketWriter {
     frames.copy(this.#slab, at - 4)
   }
 
-  /** Reserved, not sent yet: a slice of a body that is too large for one frame. */
-  part(lane: number, sequence: number, offset: number, bytes: Buffer): void {
-    const at = this.#open(17 + bytes.length)
-    this.#slab[at] = FRAME.part
-    this.#slab.writeUInt32BE(lane, at + 1)
-    this.#slab.writeUIntBE(sequence, at + 5, 6)
-    this.#slab.writeUIntBE(offset, at + 11, 6)
-    bytes.copy(this.#slab, at + 17)
-  }
-
   /** The packets so far; they are the caller's. */
   take(): Buffer[] {
     if (this.#at > this.#start) this.#cut()
@@ -360,20 +355,6 @@ export function readCredit(
     consumer: packet.readUInt32BE(start + 1),
     messages: packet.readUIntBE(start + 5, 6),
     bytes: packet.readUIntBE(start + 11, 6),
-  }
-}
-
-export function readPart(
-  packet: Buffer,
-  start: number,
-  end: number,
-): { lane: number; sequence: number; offset: number; bytes: Buffer } {
-  if (end - start < 18) throw violation('a PART is too short')
-  return {
-    lane: packet.readUInt32BE(start + 1),
-    sequence: packet.readUIntBE(start + 5, 6),
-    offset: packet.readUIntBE(start + 11, 6),
-    bytes: packet.subarray(start + 17, end),
   }
 }
 

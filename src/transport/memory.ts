@@ -5,7 +5,7 @@
 import type { Cancel, Clock } from '../clock.js'
 import { systemClock } from '../clock.js'
 import { PeerpostError } from '../errors.js'
-import { parseEndpoint } from './endpoint.js'
+import { aborted, closedError, inUse, parseEndpoint } from './endpoint.js'
 import {
   type Accept,
   type Connection,
@@ -45,9 +45,8 @@ class MemoryTransport implements Transport {
 
   async listen(endpoint: string, accept: Accept): Promise<Listener> {
     const { text } = parseEndpoint(endpoint, this.schemes)
-    if (this.#closed) throw new PeerpostError('CLOSED', 'This transport is closed.')
-    if (this.#hub.has(text))
-      throw new PeerpostError('ADDRESS_IN_USE', `Something listens on ${text} already (--listen).`)
+    if (this.#closed) throw closedError()
+    if (this.#hub.has(text)) throw inUse(text)
     this.#hub.set(text, (end) => this.#start(end, accept))
     const listener: Listener = {
       endpoint: text,
@@ -63,8 +62,8 @@ class MemoryTransport implements Transport {
     const { text } = parseEndpoint(endpoint, this.schemes)
     // Others listen and dial in the same turn: the answer is found at its end, as on a network.
     await new Promise<void>((resolve) => this.#clock.defer(resolve))
-    if (signal.aborted) throw new PeerpostError('ABORTED', `Dialing ${text} was aborted.`, signal.reason)
-    if (this.#closed) throw new PeerpostError('CLOSED', 'This transport is closed.')
+    if (signal.aborted) throw aborted({ text }, signal)
+    if (this.#closed) throw closedError()
     const arrive = this.#hub.get(text)
     if (arrive === undefined) throw new PeerpostError('UNREACHABLE', `Nobody listens on ${text}.`)
     const near = new MemoryEnd(this.#clock, text)

@@ -4,6 +4,7 @@
  */
 import type { Socket } from 'node:net'
 import type { Cancel, Clock } from '../clock.js'
+import type { Identity } from '../identity.js'
 import { PacketReader, packetHeader, sealInPlace } from './packet.js'
 import { type Accept, type Connection, type ConnectionEvents, MAX_PACKET_BYTES, PRE_AUTH_MS } from './transport.js'
 
@@ -147,6 +148,18 @@ export interface LobbyLimits {
   /** And in all. 256 unless given. */
   readonly inAll?: number
 }
+
+/** What every transport over sockets is made with. */
+export interface TransportOptions extends LobbyLimits {
+  readonly clock?: Clock
+  /** Whose key an encrypted channel shows. A fresh one unless given. */
+  readonly identity?: Identity
+  /** Permits plain channels off loopback. */
+  readonly insecure?: boolean
+}
+
+/** How long a dial may take, from the name until the listener has answered its handshake. */
+export const DIAL_MS = 5000
 
 /**
  * Where connections wait until they authenticate: PRE_AUTH_MS each, and only so many. When it is full the oldest is cut

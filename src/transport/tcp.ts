@@ -12,42 +12,33 @@ import {
   type TLSSocket,
 } from 'node:tls'
 import { type Clock, systemClock } from '../clock.js'
-import { PeerpostError, reasonOf } from '../errors.js'
+import { PeerpostError } from '../errors.js'
 import { createIdentity, type Identity } from '../identity.js'
 import {
+  aborted,
   clearPath,
+  closedError,
   type HostEndpoint,
   hostPort,
   insecure,
-  inUse,
   invalid,
   isLoopback,
+  listenError,
   type PathEndpoint,
+  type Place,
   parseEndpoint,
   privately,
   resolveHost,
+  unreachable,
 } from './endpoint.js'
-import { type Channel, Lobby, type LobbyLimits, type Seat, SocketConnection } from './socket.js'
+import { type Channel, DIAL_MS, Lobby, type Seat, SocketConnection, type TransportOptions } from './socket.js'
 import { provenPeerOf, type TlsIdentity, tlsBinding, tlsIdentity } from './tls.js'
 import { type Accept, type Listener, PRE_AUTH_MS, type Transport } from './transport.js'
 
-/** How long a dial may take, from the name to the finished handshake. */
-const DIAL_MS = 5000
-
-export interface TcpOptions extends LobbyLimits {
-  readonly clock?: Clock
-  /** Whose key `tls://` shows. A fresh one unless given. */
-  readonly identity?: Identity
-  /** Permits `tcp://` off loopback. */
-  readonly insecure?: boolean
-}
-
 /** Plain `tcp://` stays on loopback (INSECURE_ENDPOINT), unless `insecure` permits more. `close` ends all it made. */
-export function tcpTransport(options: TcpOptions = {}): Transport {
+export function tcpTransport(options: TransportOptions = {}): Transport {
   return new TcpTransport(options)
 }
-
-type Place = HostEndpoint | PathEndpoint
 
 class TcpTransport implements Transport {
   readonly schemes = ['tcp', 'tls', 'unix'] as const
@@ -61,7 +52,7 @@ class TcpTransport implements Transport {
   readonly #sockets = new Map<Socket, () => void>()
   #closed = false
 
-  constructor(options: TcpOptions) {
+  constructor(options: TransportOptions) {
     this.#clock = options.clock ?? systemClock
     this.#insecure = options.insecure ?? false
     this.#identity = options.identity
@@ -219,17 +210,6 @@ class TcpTransport implements Transport {
 
 const SAFER = 'Use tls:// instead'
 
-const closedError = (): PeerpostError => new PeerpostError('CLOSED', 'This transport is closed.')
-
-const aborted = (place: Place, signal: AbortSignal): PeerpostError =>
-  new PeerpostError('ABORTED', `Dialing ${place.text} was aborted.`, signal.reason)
-
-function unreachable(place: Place, cause: unknown): PeerpostError {
-  // When all addresses of a name fail, Node reports them together and leaves the message empty.
-  const first = cause instanceof AggregateError ? cause.errors[0] : cause
-  return new PeerpostError('UNREACHABLE', `${place.text} cannot be reached: ${reasonOf(first)}.`, cause)
-}
-
 const addressOf = (socket: Socket): string => hostPort(socket.remoteAddress ?? '', socket.remotePort ?? 0)
 
 function plainChannel(socket: Socket, place: Place): Channel {
@@ -276,14 +256,6 @@ function bind(server: Server, text: string, listen: () => void): Promise<void> {
     })
     listen()
   })
-}
-
-function listenError(text: string, error: NodeJS.ErrnoException): PeerpostError {
-  if (error.code === 'EADDRINUSE') return inUse(text)
-  if (error.code === 'EADDRNOTAVAIL') return invalid(text, 'this machine does not have that address', error)
-  if (error.code === 'EACCES') return invalid(text, 'this user may not listen there', error)
-  if (error.code === 'ENOENT') return invalid(text, 'its folder does not exist', error)
-  return invalid(text, reasonOf(error), error)
 }
 
 /** Binds a socket in the file system with mode 0600. */

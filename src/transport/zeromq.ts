@@ -19,24 +19,25 @@ import { PeerpostError, reasonOf } from '../errors.js'
 import { createIdentity, type Identity } from '../identity.js'
 import { type CurveKeys, curveBinding, curveKeyOf, curveKeysOf, readCurveKey, toZ85 } from './curve.js'
 import {
+  aborted,
   clearPath,
-  type HostEndpoint,
+  closedError,
   hostPort,
   insecure,
-  inUse,
   invalid,
   isLoopback,
+  listenError,
   type PathEndpoint,
+  type Place,
   parseEndpoint,
   privately,
   resolveHost,
+  unreachable,
 } from './endpoint.js'
-import { Lobby, type LobbyLimits } from './socket.js'
+import { DIAL_MS, Lobby, type TransportOptions } from './socket.js'
 import { type Accept, type Listener, MAX_PACKET_BYTES, PRE_AUTH_MS, type Transport } from './transport.js'
 import { Control, controlOf, Farewell, Pump, ZmqConnection } from './zmqconnection.js'
 
-/** How long a dial may take until the listener has answered. */
-const DIAL_MS = 5000
 /** A connection from which nothing came for so long is over; links say something each second. */
 const SILENCE_MS = 10_000
 const SWEEP_MS = 1000
@@ -48,14 +49,8 @@ const PROBE_MS = [0, 5, 50, 250] as const
 const ZAP_DOMAIN = 'peerpost'
 
 type Zmq = typeof import('zeromq')
-type Place = HostEndpoint | PathEndpoint
 
-export interface ZeromqOptions extends LobbyLimits {
-  readonly clock?: Clock
-  /** Whose key CURVE shows. A fresh one unless given. */
-  readonly identity?: Identity
-  /** Permits channels without CURVE off loopback. */
-  readonly insecure?: boolean
+export interface ZeromqOptions extends TransportOptions {
   /** The peers whose CURVE keys are let in. All unless given: then HELLO alone decides. */
   readonly allow?: readonly string[]
   /** How to get the library; for tests. */
@@ -367,7 +362,7 @@ class RouterListener {
     } catch (error) {
       router.close()
       this.#gone()
-      throw bindError(place, error as NodeJS.ErrnoException)
+      throw listenError(place.text, error as NodeJS.ErrnoException)
     }
     const key = this.#plain ? '' : `?curve=${this.#engine.keys.publicKey.toString('hex')}`
     const where =
@@ -502,20 +497,8 @@ const ipcAddress = (place: PathEndpoint): string => `ipc://${resolvePath(place.p
 
 const unbracketed = (address: string): string => address.replace(/^\[|\]$/g, '')
 const firstLine = (error: unknown): string => reasonOf(error).split('\n')[0]!
-const closedError = (): PeerpostError => new PeerpostError('CLOSED', 'This transport is closed.')
-const aborted = (place: Place, signal: AbortSignal): PeerpostError =>
-  new PeerpostError('ABORTED', `Dialing ${place.text} was aborted.`, signal.reason)
-const unreachable = (place: Place, reason: string): PeerpostError =>
-  new PeerpostError('UNREACHABLE', `${place.text} cannot be reached: ${reason}.`)
 const refused = (place: Place): PeerpostError =>
   new PeerpostError(
     'PEER_REFUSED',
     `${place.text} refused the handshake: its key, ours, or the use of CURVE does not fit.`,
   )
-
-function bindError(place: Place, error: NodeJS.ErrnoException): PeerpostError {
-  if (error.code === 'EADDRINUSE') return inUse(place.text)
-  if (error.code === 'EADDRNOTAVAIL' || error.code === 'ENODEV')
-    return invalid(place.text, 'this machine does not have that address', error)
-  return invalid(place.text, reasonOf(error), error)
-}

@@ -135,7 +135,7 @@ t.test('verdicts: the median against must and goal', async (t) => {
 
 t.test('goals are ratios within a round', async (t) => {
   const round = (slow: number): Round => ({
-    flush: { flush: latency(150 * slow), both: latency(160 * slow) },
+    flush: { flush: latency(150 * slow), both: latency(160 * slow), paced: latency(300 * slow) },
     targets: {
       'raw-tcp': target(50 * slow, 100 * slow, 1_000_000 / slow),
       'raw-zeromq': target(200 * slow, 300 * slow, 200_000 / slow),
@@ -150,6 +150,7 @@ t.test('goals are ratios within a round', async (t) => {
     'L1 1.20 GOAL',
     'L1 0.30 GOAL',
     'L3 1.00 MUST',
+    'L3 0.71 MUST',
     'L3 - NOT MEASURED',
     'T1 0.70 MUST',
     'T1 3.50 MUST',
@@ -165,14 +166,14 @@ t.test('goals are ratios within a round', async (t) => {
 
 t.test('losses, and a class without its flushes, are faults', async (t) => {
   const report = (flushesEach: number, lost: number): Report => ({
-    format: 'peerpost-bench-floor-1',
+    format: 'peerpost-bench-floor-2',
     at: '',
     machine: { cpu: '', cores: 1, memoryGiB: 1, kernel: '', node: '', fileSystem: '', versions: {} },
     settings: {},
     facts: [{ name: 'x', what: '', durability: 'D3', delivers: true, settings: {} }],
     rounds: [
       {
-        flush: { flush: latency(1), both: latency(1) },
+        flush: { flush: latency(1), both: latency(1), paced: latency(1) },
         targets: { x: { ...target(1, 1, 1), losses: { lost, duplicated: 0, reordered: 9, failed: 0 } } },
       },
     ],

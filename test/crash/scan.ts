@@ -1,9 +1,10 @@
 /** What a store holds once its peer is closed, read from its rows: the places that the checker believes. */
 
 import { systemClock } from '../../src/clock.js'
-import { openLmdbLog } from '../../src/log/lmdb.js'
+import { openJournaledLog } from '../../src/log/journal.js'
 import type { Log } from '../../src/log/log.js'
 import * as rows from '../../src/log/rows.js'
+import { eachRow } from '../../src/restore.js'
 import { data } from '../../src/transport/frame.js'
 import type { HistoryEvent, NewEvent } from '../sim/history.js'
 import type { Body, EffectRow } from './plan.js'
@@ -26,7 +27,7 @@ export interface Scan {
 
 /** Reads the store of a node. Throws STORE_IN_USE while its peer runs, STORE_DAMAGED for a row that is not sound. */
 export async function scanStore(node: string, dir: string, durability: 'process' | 'disk'): Promise<Scan> {
-  const { log } = await openLmdbLog({ dir, durability, quotaBytes: 2 ** 30, clock: systemClock })
+  const { log } = await openJournaledLog({ dir, durability, quotaBytes: 2 ** 30, clock: systemClock })
   try {
     return readStore(node, log)
   } finally {
@@ -39,7 +40,7 @@ function readStore(node: string, log: Log): Scan {
   const add = (event: NewEvent, t: number): void =>
     void events.push({ p: node, n: 1_000_000 + events.length, t, ...event } as HistoryEvent)
   const effects: EffectRow[] = []
-  each(log, 'state', (key, value) => {
+  eachRow(log, 'state', (key, value) => {
     if (rows.stateOfKey(key).startsWith('effect/')) effects.push(rows.read<EffectRow>(value))
   })
   for (const [row, t] of inOrder(effects)) {
@@ -49,18 +50,18 @@ function readStore(node: string, log: Log): Scan {
     add({ f: 'effect', value, run, store: node, commit: order, redelivered, emits }, t)
   }
   const letters: FoundLetter[] = []
-  each(log, 'deadLetter', (_key, value) => {
+  eachRow(log, 'deadLetter', (_key, value) => {
     const { frame, deadAt, reason, attempts } = rows.read<rows.DeadLetterRow>(value)
     const body = data.body(frame, 0, frame.length) as Body
     letters.push({ value: body.value, reasons: attempts.map((attempt) => attempt.reason) })
     add({ f: 'dead', value: body.value, store: node, commit: 0, reason }, deadAt)
   })
-  each(log, 'record', (_key, frame) => {
+  eachRow(log, 'record', (_key, frame) => {
     const { value } = data.body(frame, 0, frame.length) as Body
     add({ f: 'pending', value, store: node, commit: 0 }, Date.now())
   })
   const unsettled: string[] = []
-  each(log, 'attempt', (key) => unsettled.push(rows.attemptOfKey(key).space))
+  eachRow(log, 'attempt', (key) => unsettled.push(rows.attemptOfKey(key).space))
   const lineage = rows.read<rows.LineageEntry[]>(log.get(rows.LINEAGE_KEY)!)
   return { events, effects, letters, lineage, counters: countersOf(log), unsettled }
 }
@@ -79,22 +80,10 @@ function inOrder(effects: readonly EffectRow[]): Array<[EffectRow, number]> {
 
 function countersOf(log: Log): Map<string, readonly number[]> {
   const counters = new Map<string, readonly number[]>()
-  each(log, 'route', (key, value) => {
+  eachRow(log, 'route', (key, value) => {
     const { kind, name, group } = rows.read<rows.RouteRow>(value)
     const bytes = log.get(rows.countersKey(rows.routeOfKey(key)))
     if (bytes !== undefined) counters.set(`${kind} ${name} ${group}`, rows.read<number[]>(bytes))
   })
   return counters
-}
-
-function each(
-  log: Log,
-  table: Parameters<typeof rows.tableRange>[0],
-  visit: (key: Buffer, value: Buffer) => void,
-): void {
-  const [from, to] = rows.tableRange(table)
-  log.scan(from, to, (key, value) => {
-    visit(key, value)
-    return true
-  })
 }

@@ -24,7 +24,7 @@ const NAMES: Readonly<Record<string, readonly string[]>> = {
 }
 
 const policy = (allowed: readonly string[] = []): AddressPolicy => ({
-  schemes: ['tcp', 'tls', 'unix', 'zmq+tcp'],
+  schemes: ['tcp', 'tls', 'unix', 'zmq+tcp', 'libp2p'],
   allowed: readAllowed(allowed),
   resolve: (host, done) =>
     done(
@@ -70,6 +70,11 @@ t.test('an endpoint is dialed where the directory reaches, and nowhere else', as
     ['tcp://127.0.0.1:7400', 'local'],
     ['tcp://[::ffff:127.0.0.1]:7400', 'local'],
     ['tls://mixed.example:7400', 'local'],
+    ['/ip4/93.184.216.34/tcp/4001', 'public'],
+    ['/dns4/inner.example/tcp/4001', 'private'],
+    ['/ip6/::1/tcp/4001', 'local'],
+    ['/ip4/169.254.169.254/tcp/80', 'operator'],
+    [`/ip4/93.184.216.34/tcp/4001/p2p/${stranger}`, 'nobody'],
     ['unix:///run/app.sock', 'local'],
     ['tcp://169.254.169.254:80', 'operator'],
     ['tcp://[::ffff:169.254.169.254]:80', 'operator'],
@@ -97,6 +102,10 @@ t.test('a name is replaced by the address that was judged, and every endpoint is
   t.same(await judge('zmq+tcp://93.184.216.34:7401?curve', 'public'), {
     kind: 'dial',
     endpoint: `zmq+tcp://93.184.216.34:7401?curve#${peerId}`,
+  })
+  t.same(await judge('/dns/public.example/tcp/4001', 'public'), {
+    kind: 'dial',
+    endpoint: `/ip4/93.184.216.34/tcp/4001/p2p/${peerId}`,
   })
   t.match(await judge('unix:///run/a.sock', 'local'), { endpoint: `unix:///run/a.sock#${peerId}` })
 })
@@ -132,5 +141,6 @@ t.test('what listens everywhere is announced by the addresses of the machine', a
     'unix:///a',
   ])
   t.same(announcedEndpoints(['tls://[::]:7400'], ['tls://edge.example:443'], own), ['tls://edge.example:443'])
+  t.same(announcedEndpoints(['/ip4/0.0.0.0/tcp/4001'], [], own), ['/ip4/10.0.0.5/tcp/4001', '/ip6/fc00::5/tcp/4001'])
   t.same(announcedEndpoints([], [], own), [])
 })

@@ -3,6 +3,7 @@ import { existsSync, readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
+import { LIMITS } from '../../src/options.js'
 
 const ROOT = fileURLToPath(new URL('../../../', import.meta.url))
 const DOCUMENTS = [
@@ -27,6 +28,11 @@ const anchorsOf = (path: string): string[] =>
       .replace(/[^\w\- ]/g, '')
       .replaceAll(' ', '-'),
   )
+
+t.test('the documents say the limit of a body as it is', async (t) => {
+  for (const document of ['ARCHITECTURE.md', 'docs/PROTOCOL.md', 'docs/errors.md'])
+    t.match(textOf(document), new RegExp(`[Bb]ody.* ${LIMITS.bodyBytes / 1024} KiB`), document)
+})
 
 const { scripts } = JSON.parse(textOf('package.json')) as { scripts: Record<string, string> }
 

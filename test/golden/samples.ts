@@ -81,7 +81,6 @@ export function frames(): Record<string, Buffer> {
     ping: control(FRAME.ping, 1234.5),
     pong: control(FRAME.pong, 1234.5),
     bye: control(FRAME.bye, 'CLOSED', 'the peer closes'),
-    part: packet((writer) => writer.part(1, 5, 1024, Buffer.from('slice'))),
   }
 }
 
@@ -121,7 +120,6 @@ export function logRows(): Record<string, Change> {
     }),
     counters: put(rows.countersKey(7), [100, 90, 5, 1, 4096]),
     record: putBytes(rows.recordKey(7, 2, 5), dataFrame(FULL_META, 'customer-7', { order: 7 })),
-    part: putBytes(rows.partKey(7, 2, 5, 1), Buffer.from('slice')),
     touched: putEmpty(rows.touchedKey(2, 7, PEER)),
     outcome: put(rows.outcomeKey(2, 9), 'expired'),
     id: put(rows.idKey('queue', 'orders', 'order-7'), { epoch: 2, number: 9, at: AT }),
@@ -146,7 +144,7 @@ export function logRows(): Record<string, Change> {
     deadLetter: put(rows.deadLetterKey('order-7', SPACE_ID, 7, 5), letter),
     state: put(rows.stateKey('order/7'), { paid: true }),
     stateLoss: put(rows.stateLossKey(AT, 1), { verdict: 'SENDER_ROLLBACK', peer: PEER, range: 'all', at: AT }),
-    subscription: put(rows.subscriptionKey('order.*', 'mail'), 1),
+    contested: put(rows.contestedKey(2, 7, 5), ['dead', PEER, [PEER], 9]),
   }
 }
 

@@ -10,7 +10,7 @@ import type { Database } from '../../src/log/lmdb.js'
 import type { CommitResult } from '../../src/log/log.js'
 import { readMeta } from '../../src/log/pages.js'
 import { commit, keyOf, put, remove, rows } from '../suite/log.js'
-import { flipBit, folderFor, openStore } from './store.js'
+import { bound, flipBit, folderFor, openStore } from './store.js'
 
 const CHILD = fileURLToPath(new URL('./child.js', import.meta.url))
 const ALL = [Buffer.from([0]), Buffer.alloc(512, 0xff)] as const
@@ -315,16 +315,6 @@ test('class process after the operating system went down', async (t) => {
 })
 
 /** A database whose methods can be replaced one by one. */
-const bound = (database: Database): Database => ({
-  put: (key, value) => database.put(key, value),
-  remove: (key) => database.remove(key),
-  batch: (action) => database.batch(action),
-  getBinary: (key) => database.getBinary(key),
-  getRange: (range) => database.getRange(range),
-  resetReadTxn: () => database.resetReadTxn(),
-  close: () => database.close(),
-})
-
 test('a scan gives its read transaction back before it returns, however it ends', async (t) => {
   let held = 0
   const wrap = (database: Database): Database => ({

@@ -4,7 +4,13 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Test } from 'tap'
 import { systemClock } from '../../src/clock.js'
-import { type LmdbLogOptions, type OpenedLog, openLmdbLog } from '../../src/log/lmdb.js'
+import {
+  type Database,
+  type LmdbLogFace,
+  type LmdbLogOptions,
+  type OpenedLog,
+  openLmdbLog,
+} from '../../src/log/lmdb.js'
 import type { Log } from '../../src/log/log.js'
 import type { LogUnderTest } from '../suite/log.js'
 
@@ -19,7 +25,7 @@ export function folderFor(t: Test): string {
   return join(dir, 'store')
 }
 
-export const openStore = (dir: string, options: Partial<LmdbLogOptions> = {}): Promise<OpenedLog> =>
+export const openStore = (dir: string, options: Partial<LmdbLogOptions> = {}): Promise<OpenedLog<LmdbLogFace>> =>
   openLmdbLog({ dir, durability: 'process', quotaBytes: QUOTA_BYTES, clock: systemClock, ...options })
 
 /** Flips one bit of the only place in the file where `bytes` are. */
@@ -55,3 +61,14 @@ export async function lmdbUnderTest(durability: 'process' | 'disk'): Promise<Log
     },
   }
 }
+
+/** A database as an object of its own, some of whose methods a test replaces. */
+export const bound = (database: Database): Database => ({
+  put: (key, value) => database.put(key, value),
+  remove: (key) => database.remove(key),
+  batch: (action) => database.batch(action),
+  getBinary: (key) => database.getBinary(key),
+  getRange: (range) => database.getRange(range),
+  resetReadTxn: () => database.resetReadTxn(),
+  close: () => database.close(),
+})

@@ -7,6 +7,9 @@ import t from 'tap'
 import { loadIdentity } from '../../src/identity.js'
 import { folder, http, peerpost, type Ran, startSidecar } from './harness.js'
 
+/** Dozens of processes, one after the other: on a busy machine they take longer than a test may by default. */
+t.setTimeout(120_000)
+
 const json = (ran: Ran) => JSON.parse(ran.stdout)
 
 t.test('messages go through the commands', async (t) => {
@@ -162,6 +165,11 @@ t.test('mistakes end with one or two lines and the right code', async (t) => {
     [['send', 'q', '1', '--header', 'x'], 2, /^error USAGE: --header/],
     [['consume', 'q', '--count', 'many'], 2, /^error USAGE: --count/],
     [['consume', 'q', '--wait', 'long'], 2, /^error USAGE: --wait/],
+    [['consume', 'q', '--max', '0'], 2, /^error USAGE: --max must be a whole number from 1, not "0"\.\n$/],
+    [['consume', 'q', '--max', '1', '--count', '2'], 2, /^error USAGE: --max and --count mean the same/],
+    [['consume', 'q', '--max-attempts', '1.5'], 2, /^error USAGE: --max-attempts must be .* from 1 to 1000, not "1.5"/],
+    [['subscribe', 'q', '--backoff', 'soon'], 2, /^error USAGE: --backoff: "soon" is not a duration/],
+    [['consume', 'q', '--backoff', '1m..1s'], 2, /^error USAGE: --backoff: .* ends below its start/],
     [['sidecar', '--mqtt', '127.0.0.1:1883'], 2, /^error CONFIG_INVALID: --mqtt: .*not in this version/],
     [['sidecar', '--directory', 'http://127.0.0.1:1'], 1, /^error ENDPOINT_INVALID: No directory serves http/],
     [['directory', '--listen', 'tls://0.0.0.0:0'], 1, /^error MEMBERSHIP_REQUIRED: .*--mesh-key/],
@@ -175,6 +183,10 @@ t.test('mistakes end with one or two lines and the right code', async (t) => {
   }
   const help = await peerpost(['send', '--help'])
   t.match(help, { code: 0, stdout: /^Examples:\n/, stderr: '' })
+  for (const command of ['consume', 'subscribe']) {
+    const { stdout } = await peerpost([command, '--help'])
+    for (const flag of ['--max <n>', '--max-attempts <n>', '--backoff <spec>']) t.match(stdout, flag, command)
+  }
   t.match(await peerpost(['--version']), { code: 0, stdout: /^\d+\.\d+\.\d+\n$/ })
   t.equal((await peerpost([])).code, 2)
 })

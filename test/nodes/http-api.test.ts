@@ -2,6 +2,7 @@
 import { once } from 'node:events'
 import { type IncomingMessage, request } from 'node:http'
 import t from 'tap'
+import { LIMITS } from '../../src/options.js'
 import { type Api, startApi } from './harness.js'
 
 const send = async (api: Api, body: object = { order: 7 }, headers: Record<string, string> = {}) =>
@@ -340,6 +341,21 @@ t.test('a body above the limit is refused, announced or not', async (t) => {
   })
   t.match(chunked, { status: 413, json: { code: 'BODY_TOO_LARGE' } })
   t.equal((await api.call('POST', '/v1/queues/orders/messages', { body: Buffer.alloc(1000) })).status, 201)
+})
+
+t.test('the library and the sidecar have one limit for a body, and say it with one sentence', async (t) => {
+  const api = await startApi(t)
+  const send = (bytes: number, headers: Record<string, string> = {}) =>
+    api.call('POST', '/v1/queues/orders/messages', { body: Buffer.alloc(bytes), headers })
+  t.equal((await send(LIMITS.bodyBytes)).status, 201)
+  const refusal = await api.peer.send('orders', Buffer.alloc(LIMITS.bodyBytes + 1)).catch((error: Error) => error)
+  const { message } = refusal as Error
+  t.match(await send(LIMITS.bodyBytes + 1), { status: 413, json: { code: 'BODY_TOO_LARGE', detail: message } })
+  const chunked = await send(LIMITS.bodyBytes + 1, { 'transfer-encoding': 'chunked' })
+  t.match(chunked, {
+    status: 413,
+    json: { code: 'BODY_TOO_LARGE', detail: message.replace(/; this one has \d+/, '') },
+  })
 })
 
 t.test('all bodies under way share one cap', async (t) => {

@@ -88,6 +88,7 @@ const strange = { toString: 1, valueOf: 1 }
 /** What is wrong, and how it is said. Each must end the link as PROTOCOL_VIOLATION and do nothing else. */
 const WRONG: ReadonlyArray<[what: string, say: (stranger: Stranger) => void]> = [
   ['a frame of an unknown type', (s) => s.say(33, [])],
+  ['a frame of the type that is reserved for slices', (s) => s.raw(frame(20, Buffer.alloc(40)))],
   ['a control frame that is no msgpack', (s) => s.raw(frame(FRAME.nack, Buffer.from([0xc1])))],
   ['a control frame that is no list', (s) => s.raw(frame(FRAME.nack, encodeValue({ a: 1 })))],
   ['an empty control frame', (s) => s.raw(frame(FRAME.consume, Buffer.alloc(0)))],

@@ -3,8 +3,8 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { ERROR_KINDS, PeerpostError } from '../../src/errors.js'
 import { openPeer } from '../../src/index.js'
-import type { PeerOptions } from '../../src/options.js'
-import { folder, open } from './mesh.js'
+import { LIMITS, type PeerOptions } from '../../src/options.js'
+import { eventually, folder, open } from './mesh.js'
 
 /** A sentence: it starts large, ends with a full stop, and is more than a word. */
 const SENTENCE = /^\S.{15,}[.…?]$|: \S+/s
@@ -138,6 +138,27 @@ t.test('what is wrong with a message is refused before it is accepted', async (t
   )
   t.equal(({} as { x?: string }).x, undefined)
 })
+
+t.test(
+  'a body of the limit arrives, and is a dead letter with headers and history; one more byte is refused',
+  async (t) => {
+    const peer = await open(t, { dataDir: folder(t), durability: 'process' })
+    const headers = { long: 'h'.repeat(LIMITS.headerBytes - 4) }
+    await peer.send('q', Buffer.alloc(LIMITS.bodyBytes, 7), { headers, key: 'k'.repeat(255) })
+    const reason = 'r'.repeat(2000)
+    peer.consume('q', () => Promise.reject(new Error(reason)), { retry: { maxAttempts: 100, backoff: '0ms' } })
+    // It is counted when it is decided, and listed once it is durable.
+    const letter = await eventually(async () => {
+      for await (const found of peer.deadLetters()) return found
+      return null
+    })
+    t.ok((letter.body as Buffer).equals(Buffer.alloc(LIMITS.bodyBytes, 7)))
+    t.match(letter.headers, headers)
+    t.equal((await peer.redrive({ queue: 'q' })).moved, 1)
+    const message = `A body may have ${LIMITS.bodyBytes} bytes; this one has ${LIMITS.bodyBytes + 1}. Send it in parts, or send where it is kept.`
+    await t.rejects(peer.send('q', Buffer.alloc(LIMITS.bodyBytes + 1)), { code: 'BODY_TOO_LARGE', message })
+  },
+)
 
 t.test('what is wrong with a consumer is refused when it is registered', async (t) => {
   const peer = await open(t)

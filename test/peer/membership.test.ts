@@ -63,6 +63,12 @@ t.test('an endpoint that pins its peer accepts that peer only', async (t) => {
   t.match(await refusal(t, {}, { peers: [`#${pinned}`] }), new RegExp(`PEER_REFUSED.*${pinned}`))
 })
 
+t.test('the pin reaches the transport: ZeroMQ finds the CURVE key by it', async (t) => {
+  const a = await open(t, { listen: ['zmq+tcp://127.0.0.1:0?curve'] })
+  const place = a.endpoints[0]!.replace(/=.*/, '')
+  await meets(t, a, await open(t, { peers: [`${place}#${a.id}`] }))
+})
+
 t.test('tls carries a mesh, and proves who is there', async (t) => {
   const meshKey = randomBytes(32)
   const a = await open(t, { listen: ['tls://127.0.0.1:0'], meshKey })

@@ -590,18 +590,17 @@ function checkFencing(run: Check): void {
   const accepted = new Map<string, number>()
   for (const event of run.events) {
     if (event.f === 'incarnation') {
-      const key = `${event.p} ${event.peer}`
+      const key = `${event.p} ${event.peer} ${event.store ?? ''}`
       accepted.set(key, Math.max(accepted.get(key) ?? 0, event.epoch))
       continue
     }
     // What a node accepted, it may forget only together with its store.
     if (event.f === 'wipe' || event.f === 'restore')
       for (const key of accepted.keys()) if (key.startsWith(`${event.store} `)) accepted.delete(key)
-    // A new store begins a count of its own; who sees it knows by its id, and reports a reset.
-    if (event.f === 'wipe') for (const key of accepted.keys()) if (key.endsWith(` ${event.store}`)) accepted.delete(key)
     if (event.f !== 'start' || event.via === undefined) continue
-    const { peer, epoch } = event.via
-    if (epoch < (accepted.get(`${event.p} ${peer}`) ?? 0))
+    // A new store begins a count of its own; who sees it knows by its id, and reports a reset.
+    const { peer, epoch, store } = event.via
+    if (epoch < (accepted.get(`${event.p} ${peer} ${store ?? ''}`) ?? 0))
       run.problem(
         'fencing',
         [event.value],

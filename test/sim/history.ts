@@ -47,6 +47,8 @@ interface Base {
 export interface Via {
   readonly peer: string
   readonly epoch: number
+  /** The id of its store. */
+  readonly store?: string | undefined
 }
 
 export interface Invoke extends Base {
@@ -147,6 +149,8 @@ export interface Incarnation extends Base {
   readonly f: 'incarnation'
   readonly peer: string
   readonly epoch: number
+  /** The id of its store. */
+  readonly store?: string | undefined
 }
 
 export interface Count extends Base {

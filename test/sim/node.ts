@@ -31,12 +31,12 @@ import type {
 } from './seat.js'
 import type { SimDisk } from './store.js'
 
-const peerOf = (name: string): PeerId => `peer-${name}` as PeerId
+export const peerOf = (name: string): PeerId => `peer-${name}` as PeerId
 const nameOf = (peer: string): string => peer.replace(/^peer-/, '')
 /** Where the simulated store keeps what the real one keeps in a file of its own. */
 const STORE_ID_KEY = Buffer.from([0xff, 1])
 
-function proofsOf(name: string): Proofs {
+export function proofsOf(name: string): Proofs {
   const signature = (peer: string): Buffer => Buffer.from(`signed by ${peer}`)
   return {
     peerId: peerOf(name),
@@ -128,9 +128,13 @@ class CoreNode implements SimNode {
     }
     if (event === 'link') {
       const status = args[0] as PeerEvents['link'][0]
-      if (status.state === 'up')
-        this.#seat.accepted(nameOf(status.id), this.#turn!.store.peers.get(status.id)?.epoch ?? 0)
+      if (status.state === 'up') this.#seat.accepted(nameOf(status.id), ...this.#incarnationOf(status.id))
     }
+  }
+
+  #incarnationOf(peer: PeerId): [epoch: number, store: string | undefined] {
+    const row = this.#turn!.store.peers.get(peer)
+    return [row?.epoch ?? 0, row?.storeId]
   }
 
   #consume(turn: Turn): void {
@@ -164,7 +168,7 @@ class CoreNode implements SimNode {
       attempt: held.attempts + 1,
       redelivered: held.redelivered || held.attempts > 0,
       identity: `${held.lane.space}/${held.lane.route}/${held.sequence}`,
-      ...(link ? { via: { peer: nameOf(held.lane.peer), epoch: link.hello!.epoch } } : {}),
+      ...(link ? { via: { peer: nameOf(held.lane.peer), epoch: link.hello!.epoch, store: link.hello!.storeId } } : {}),
     }
     const face: SimTx = {
       get: (key) => turn.state.get(tx, key) as string | undefined,

@@ -66,8 +66,8 @@ export interface Seat {
   handle(delivery: SimDelivery, tx: SimTx, settle: (settlement: Settlement) => void): void
   /** A loss of state was noticed. `peer` is the name of the node concerned. */
   report(verdict: Verdict, peer: string): void
-  /** Incarnation `epoch` of a peer was accepted. */
-  accepted(peer: string, epoch: number): void
+  /** Incarnation `epoch` of a peer's store was accepted. */
+  accepted(peer: string, epoch: number, store?: string): void
   /** The product's own id of a message that was sent. */
   named(value: string, id: string): void
   /** The sender was told what became of a message. */

@@ -253,7 +253,7 @@ class World {
       consumersOf: (queue) => this.#options.nodes.filter((n) => n.consumes.includes(queue)).map((n) => n.name),
       handle: (delivery, tx, settle) => this.#workload.handle(life, delivery, tx, settle),
       report: (verdict, peer) => add({ f: 'report', verdict, peer }),
-      accepted: (peer, epoch) => add({ f: 'incarnation', peer, epoch }),
+      accepted: (peer, epoch, store) => add({ f: 'incarnation', peer, epoch, store }),
       named: (value, id) => this.#workload.named(name, value, id),
       mark: (what) => this.#count(what),
       outcome: (value, outcome) => add({ f: 'outcome', value, outcome }),

@@ -8,8 +8,9 @@ t.setTimeout(240_000)
 t.test('SIGSTOP of the consumer for 5 s: its sender notices, and goes on when it is back', async (t) => {
   const seen: Stopped = { downAfterMs: 0, upAfterMs: 0 }
   await row(t, stop(5000, seen), { messages: 2000 })
-  // The last sign of life is up to a heartbeat old, and silence is looked at once a second.
-  t.ok(seen.downAfterMs > 1500 && seen.downAfterMs < 4500, `down after ${seen.downAfterMs} ms`)
+  // At most 3 s, exactly, is held by test/links.test.ts. Here the last sign of life is up to a heartbeat old, what the
+  // sender knows it tells every 50 ms, and three processes share a machine that may be busy.
+  t.ok(seen.downAfterMs > 1500 && seen.downAfterMs < 3500, `down after ${seen.downAfterMs} ms`)
   t.ok(seen.upAfterMs < 4000, `up again ${seen.upAfterMs} ms after it went on`)
 })
 

@@ -2,8 +2,9 @@
  * What `strace` saw of one process, as the order in which rows became durable and words left it. Written for traces of
  * `strace -f -y -xx -ttt`: strings as hexadecimal bytes, the path of each descriptor, one file for all threads.
  *
- * A row is durable in class disk once three calls have returned, each begun after the one before had returned: the write
- * of its page, an fdatasync of the file, and the write of a meta page through a descriptor that was opened with O_DSYNC.
+ * A row is durable in class disk once calls have returned, each begun after the one before had returned: the write of its
+ * record to a file of the journal and an fdatasync of that file; or, for what goes to LMDB at once, the write of its page,
+ * an fdatasync of the file, and the write of a meta page through a descriptor that was opened with O_DSYNC.
  */
 import { FRAME, readAck, readPacket } from '../../src/transport/frame.js'
 import { PacketReader } from '../../src/transport/packet.js'
@@ -19,6 +20,7 @@ export const markerOf = (number: number): string => `m-${String(number).padStart
 /** Strings and paths are printed as hexadecimal bytes, whatever is in them. */
 const hex = (text: string): string => [...Buffer.from(text)].map((byte) => `\\x${byte.toString(16)}`).join('')
 const DATA_FILE = hex('data.mdb')
+const JOURNAL = new RegExp(`${hex('journal-').replaceAll('\\', '\\\\')}\\\\x3[01]>`)
 const SOCKET = hex('socket:')
 const MARKER = /6d2d((?:3[0-9]){6})2e/g
 
@@ -43,6 +45,8 @@ export class Trace {
   /** Messages whose pages were written, and those of which the pages were flushed. */
   readonly #written = new Set<number>()
   readonly #flushed = new Set<number>()
+  /** Messages whose records were written, by the file of the journal. */
+  readonly #journaled = new Map<string, number[]>()
   /** What a call under way will make flushed, or durable, once it returns. */
   readonly #pending = new Map<Call, readonly number[]>()
   #word: Word = { line: 0, at: 0 }
@@ -73,7 +77,10 @@ export class Trace {
   }
 
   #began(call: Call): void {
-    if (call.name === 'fdatasync' || call.name === 'fsync') this.#pending.set(call, [...this.#written])
+    const journal = JOURNAL.exec(call.args)?.[0]
+    const isFlush = call.name === 'fdatasync' || call.name === 'fsync'
+    if (isFlush && journal) this.#pending.set(call, [...(this.#journaled.get(journal) ?? [])])
+    else if (isFlush) this.#pending.set(call, [...this.#written])
     else if (this.#isMeta(call)) this.#pending.set(call, [...this.#flushed])
   }
 
@@ -82,13 +89,17 @@ export class Trace {
     if (result < 0) return
     const pending = this.#pending.get(call)
     this.#pending.delete(call)
+    const journal = JOURNAL.exec(args)?.[0]
+    const isFlush = name === 'fdatasync' || name === 'fsync'
+    if (isFlush) this.flushes++
     if (name === 'openat' || name === 'open') {
       if (args.includes(DATA_FILE) && args.includes('O_DSYNC')) this.#syncing.add(String(result))
-    } else if (name === 'fdatasync' || name === 'fsync') {
-      this.flushes++
+    } else if (isFlush && journal === undefined) {
       for (const number of pending!) this.#flushed.add(number)
     } else if (pending !== undefined) {
       for (const number of pending) if (!this.durable.has(number)) this.durable.set(number, line)
+    } else if (journal !== undefined) {
+      this.#journaled.set(journal, [...(this.#journaled.get(journal) ?? []), ...numbersIn(args)])
     } else if (args.includes(`${DATA_FILE}>`)) {
       for (const number of numbersIn(args)) this.#written.add(number)
     } else this.#spoke(call, result)

@@ -16,7 +16,6 @@ import {
   readControl,
   readCredit,
   readPacket,
-  readPart,
   withMeta,
   writeData,
 } from '../../src/transport/frame.js'
@@ -33,6 +32,15 @@ function isTotal(read: () => unknown): boolean {
   }
 }
 
+t.test('well-formed msgpack that is no value is the fault of who sent it', async (t) => {
+  // A map whose second key is a list.
+  for (const bytes of [
+    [0x82, 0, 0, 0x91, 0, 0],
+    [0x81, 0x81, 0, 0, 0],
+  ])
+    t.throws(() => decodeValue(Buffer.from(bytes)), { code: 'PROTOCOL_VIOLATION', message: /cannot be decoded/ })
+})
+
 t.test('no bytes make a reader throw anything but PROTOCOL_VIOLATION', async (t) => {
   const bytes = fc.uint8Array({ maxLength: 200 }).map((each) => Buffer.from(each))
   const readers: Record<string, (packet: Buffer) => unknown> = {
@@ -40,7 +48,6 @@ t.test('no bytes make a reader throw anything but PROTOCOL_VIOLATION', async (t)
     readControl: (packet) => readControl(packet, 0, packet.length),
     readAck: (packet) => readAck(packet, 0, packet.length),
     readCredit: (packet) => readCredit(packet, 0, packet.length),
-    readPart: (packet) => readPart(packet, 0, packet.length),
     decodeValue,
     data: (packet) => {
       checkData(packet, 0, packet.length)
