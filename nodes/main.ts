@@ -99,7 +99,7 @@ function addSidecar(program: Command): void {
     .option('--log-level <level>', 'silent, fatal, error, warn, info, debug or trace (default info)')
     .option(
       '--directory <url>',
-      'who finds the other peers: tcp://HOST:PORT or tls://… of a directory, dns://NAME, file:PATH (repeatable)',
+      'who finds the other peers: tcp://HOST:PORT or tls://… of a directory, etcd://HOST:PORT, dns://NAME, file:PATH (repeatable)',
       collect,
     )
     .option('--advertise <endpoint>', 'what to announce instead of --listen, behind a proxy (repeatable)', collect)

@@ -14,10 +14,12 @@ import type { Turn } from '../turn.js'
 import { type Allowed, announcedEndpoints, reachOf, readAllowed } from './addresses.js'
 import type { Directory } from './directory.js'
 import { Discovery } from './discovery.js'
+import { checkEtcdUrl } from './etcdurl.js'
 import type { Give, RecordKind, RecordProofs, Take } from './record.js'
 
 /** Schemes of directories that this version can ask. */
-const SCHEMES = ['tcp', 'tls', 'unix', 'dns', 'file'] as const
+const SCHEMES = ['tcp', 'tls', 'unix', 'etcd', 'etcds', 'dns', 'file'] as const
+const ETCD = /^etcds?$/
 const OWN_ADDRESSES = 4
 
 export interface DirectoryFacts {
@@ -40,6 +42,10 @@ export function checkDirectories(options: PeerOptions): void {
         `No directory serves ${scheme}:. Known are: ${SCHEMES.map((each) => `${each}:`).join(', ')}.`,
       )
     if (scheme === 'dns' || scheme === 'file') continue
+    if (ETCD.test(scheme)) {
+      checkEtcdUrl(entry, isOpen, options.insecure === true)
+      continue
+    }
     if (isOpen && !isLoopbackEndpoint(entry))
       throw new PeerpostError(
         'MEMBERSHIP_REQUIRED',
@@ -63,6 +69,10 @@ export async function directoryOf(url: string, options: PeerOptions, facts: Dire
   const scheme = schemeOf(url)
   if (scheme === 'dns') return (await import('./dns.js')).dnsDirectory({ url, clock })
   if (scheme === 'file') return (await import('./file.js')).fileDirectory({ url, clock })
+  if (ETCD.test(scheme)) {
+    const [{ etcdDirectory }, { loadEtcd }] = await Promise.all([import('./etcd.js'), import('./etcdclient.js')])
+    return etcdDirectory({ url, clock, proofs, library: await loadEtcd() })
+  }
   const [{ serverDirectory }, { tcpTransport }] = await Promise.all([
     import('./client.js'),
     import('../transport/tcp.js'),
