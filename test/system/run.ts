@@ -13,7 +13,6 @@ const FILE_MS = 300_000
 const TOOLS: ReadonlyArray<readonly [string, ...string[]]> = [
   ['strace', '-V'],
   ['openssl', 'version'],
-  ['etcd', '--version'],
 ]
 
 /** Runs one file and passes its output on. A file that dies, hangs or says nothing is a failure. */

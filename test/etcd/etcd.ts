@@ -14,7 +14,7 @@ import { recordOf } from '../directory/liar.js'
 import { eventually, folder, gate, open, pause, routeOf, within } from '../peer/mesh.js'
 import { TcpProxy } from '../peer/proxy.js'
 import { directorySuite } from '../suite/directory.js'
-import { EtcdServer } from './etcd.js'
+import { EtcdServer } from './server.js'
 
 t.setTimeout(60_000)
 
