@@ -12,12 +12,13 @@ import { isLoopbackEndpoint, schemeOf } from '../transport/endpoint.js'
 import type { Transport } from '../transport/transport.js'
 import type { Turn } from '../turn.js'
 import { type Allowed, announcedEndpoints, reachOf, readAllowed } from './addresses.js'
+import { readDhtUrl } from './dhturl.js'
 import type { Directory } from './directory.js'
 import { Discovery } from './discovery.js'
 import type { Give, RecordKind, RecordProofs, Take } from './record.js'
 
 /** Schemes of directories that this version can ask. */
-const SCHEMES = ['tcp', 'tls', 'unix', 'dns', 'file'] as const
+const SCHEMES = ['tcp', 'tls', 'unix', 'dns', 'file', 'dht'] as const
 const OWN_ADDRESSES = 4
 
 export interface DirectoryFacts {
@@ -40,7 +41,8 @@ export function checkDirectories(options: PeerOptions): void {
         `No directory serves ${scheme}:. Known are: ${SCHEMES.map((each) => `${each}:`).join(', ')}.`,
       )
     if (scheme === 'dns' || scheme === 'file') continue
-    if (isOpen && !isLoopbackEndpoint(entry))
+    const isNear = scheme === 'dht' ? readDhtUrl(entry).isLoopback : isLoopbackEndpoint(entry)
+    if (isOpen && !isNear)
       throw new PeerpostError(
         'MEMBERSHIP_REQUIRED',
         `The directory ${entry} is not on loopback: say who may join, with a mesh key (meshKey, --mesh-key) or an allow-list (allow, --allow).`,
@@ -63,6 +65,10 @@ export async function directoryOf(url: string, options: PeerOptions, facts: Dire
   const scheme = schemeOf(url)
   if (scheme === 'dns') return (await import('./dns.js')).dnsDirectory({ url, clock })
   if (scheme === 'file') return (await import('./file.js')).fileDirectory({ url, clock })
+  if (scheme === 'dht') {
+    const { dhtDirectory } = await import('./dht.js')
+    return dhtDirectory({ url, clock, identity, proofs, allowed: allowedOf(options) })
+  }
   const [{ serverDirectory }, { tcpTransport }] = await Promise.all([
     import('./client.js'),
     import('../transport/tcp.js'),
