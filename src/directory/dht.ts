@@ -267,15 +267,19 @@ export class DhtDirectory implements Directory {
       const refused = this.#take(record)
       if (refused !== null) return done(refused)
       if (this.#state.state !== 'up') return done({ kind: 'unreachable' })
+      const own = this.#own!
+      const began = clock.now()
       let isOver = false
       const finish = (): void => {
         if (isOver || this.#isClosed) return
         isOver = true
         cancel()
+        // The lease begins when it is held: where noting it took long, those who listen hear of it again.
+        if (clock.now() - began > own.fields.leaseMs / 4 && own.isHere) this.#take(own.bytes)
         done({ kind: 'held' })
       }
       const cancel = clock.timer(ANNOUNCE_MS, finish)
-      this.#searches.provided([...namesOf(this.#own!.fields)], finish)
+      this.#searches.provided([...namesOf(own.fields)], finish)
     })
   }
 

@@ -29,6 +29,13 @@ const ADDRESSES = 8
 const PING_MS = 30_000
 const CLOSE_MS = 200
 const FIRST_SELF_QUERY_MS = 50
+/**
+ * The table: each name is noted with the 8 nodes nearest to it, a search goes two ways that share no node, and a node
+ * knows up to 64 others. libp2p's own figures (20, 10 ways, 1280) are for the public network: each node would hold a
+ * connection with each other one, and a search of 20 nodes would take seconds of computing.
+ */
+export const NEAREST = 8
+const TABLE = { kBucketSize: NEAREST, alpha: 3, disjointPaths: 2, prefixLength: 3 }
 /** As near to never as a timer can be told: silence ends nothing by itself, leases do. */
 const NEVER_MS = 0x7fffffff
 
@@ -142,6 +149,7 @@ function configuration(options: DhtNodeOptions, parts: Parts, store: DhtStore) {
     privateKey: privateKeyFromRaw(Buffer.concat([seedOf(identity), identity.publicKey])),
     nodeInfo: { name: 'peerpost', version: '1', userAgent: 'peerpost' },
     addresses: { listen },
+    logger: { forComponent: () => SILENT },
     datastore: store as unknown as NonNullable<Parameters<Library['createLibp2p']>[0]>['datastore'] & object,
     transports: [tcp({ inboundSocketInactivityTimeout: 0, outboundSocketInactivityTimeout: 0, backlog: 512 })],
     connectionEncrypters: [noise()],
@@ -169,6 +177,7 @@ function configuration(options: DhtNodeOptions, parts: Parts, store: DhtStore) {
         protocol: KAD_PROTOCOL,
         peerInfoMapper: passthroughMapper,
         clientMode: false,
+        ...TABLE,
         allowQueryWithZeroPeers: true,
         initialQuerySelfInterval: FIRST_SELF_QUERY_MS,
         maxInboundStreams: MAX_STREAMS,
@@ -250,6 +259,12 @@ class Libp2pNode implements DhtNode {
 
   async find(name: string, found: (peer: PeerId) => void, signal: AbortSignal): Promise<void> {
     const seen = new Set<string>([this.#options.identity.peerId])
+    // The library would give no more than NEAREST of those that this node has noted itself, and ask nobody else then.
+    for (const peer of this.#store.peersUnder(base32(this.#keyOf(name).multihash.bytes))) {
+      if (seen.has(peer) || !isPeerId(peer)) continue
+      seen.add(peer)
+      found(peer)
+    }
     try {
       for await (const event of this.#kad.findProviders(this.#keyOf(name), { signal })) {
         if (signal.aborted) return
@@ -275,6 +290,27 @@ class Libp2pNode implements DhtNode {
     await this.#libp2p.stop()
   }
 }
+
+/** How libp2p writes the hash of a name in a key of its store. */
+function base32(bytes: Uint8Array): string {
+  let text = ''
+  let bits = 0
+  let value = 0
+  for (const byte of bytes) {
+    value = ((value << 8) | byte) & 0xfff
+    for (bits += 8; bits >= 5; bits -= 5) text += 'abcdefghijklmnopqrstuvwxyz234567'[(value >> (bits - 5)) & 31]
+  }
+  return bits > 0 ? text + 'abcdefghijklmnopqrstuvwxyz234567'[(value << (5 - bits)) & 31] : text
+}
+
+/** libp2p makes a logger for each stream, which costs as much as the stream. */
+const SILENT = Object.assign(() => {}, {
+  error: () => {},
+  trace: () => {},
+  enabled: false,
+  newScope: () => SILENT_SCOPE,
+})
+const SILENT_SCOPE: typeof SILENT = SILENT
 
 /** The 32 bytes that the key is made of: the last of its PKCS#8 form. */
 const seedOf = (identity: Identity): Buffer =>

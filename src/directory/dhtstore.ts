@@ -67,6 +67,12 @@ export class DhtStore<Key extends StoreKey = StoreKey> {
     return this.#refused
   }
 
+  /** Peers that are noted under a name, by the text of its hash. */
+  peersUnder(name: string): string[] {
+    const since = this.#clock.now() - this.#limits.keptMs
+    return [...(this.#providers.get(name)?.values() ?? [])].filter(({ at }) => at >= since).map(({ peer }) => peer)
+  }
+
   put(key: Key, value: Uint8Array): Key {
     const text = key.toString()
     const [, name, peer] = PROVIDER.exec(text) ?? []

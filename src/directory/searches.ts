@@ -13,8 +13,8 @@ const ASK_MS = 1000
 const PAUSE_MAX_MS = 60_000
 /** A node notes itself again so often: what others noted is forgotten after three times as long. */
 const PROVIDE_MS = 10 * 60_000
-/** In a table smaller than this every node keeps everything, and one that came has to be told. */
-const SMALL_TABLE = 20
+/** Nodes that keep what is noted under a name: while there are fewer, whoever comes has to be told. */
+const SMALL_TABLE = 8
 /** Searches at once; and of those that only repeat an earlier one, how many begin in one tick. */
 const AT_ONCE = 8
 const REPEATS_A_TICK = 2
@@ -34,8 +34,9 @@ interface Search {
   nextAt: Millis
   pauseMs: Millis
   askedAt: Millis
-  /** When this node was last noted under the counterpart. */
+  /** When this node was last noted under the counterpart, and how large its table was then. */
   providedAt: Millis
+  tableSize: number
   onProvided: Array<() => void>
   onEnd: Array<() => void>
 }
@@ -102,6 +103,7 @@ export class Searches {
       pauseMs: ASK_MS,
       askedAt: never,
       providedAt: never,
+      tableSize: 0,
       onProvided: [],
       onEnd: [],
     }
@@ -151,16 +153,20 @@ export class Searches {
     }
   }
 
-  /** A node came or went: what was noted and found before may not be all. */
+  /**
+   * A node came or went. What was noted while the table was half as large, or empty, is noted again: the nodes that are
+   * nearest to a name are others now. Only at each doubling, or every newcomer would set all others going.
+   */
   tableChanged(): void {
     const size = this.#node?.size ?? 0
-    if (size === 0 || size >= SMALL_TABLE) return
     const now = this.#clock.now()
     for (const search of this.#searches.values()) {
-      if (!search.isWanted) continue
-      search.providedAt = Math.min(search.providedAt, now - PROVIDE_MS)
+      const isOutgrown = size > search.tableSize && size >= search.tableSize * 2 && search.tableSize < SMALL_TABLE
+      if (!search.isWanted || !isOutgrown || search.isUnderWay || search.askedAt < 0) continue
+      search.providedAt = Number.NEGATIVE_INFINITY
+      search.tableSize = size
       search.pauseMs = ASK_MS
-      const soon = Math.max(now, search.askedAt + ASK_MS) + this.#clock.random() * (ASK_MS / 2)
+      const soon = Math.max(now, search.askedAt + ASK_MS) + this.#clock.random() * ASK_MS
       search.nextAt = Math.min(search.nextAt, soon)
     }
   }
@@ -217,6 +223,7 @@ export class Searches {
     const { name, isWanted } = search
     const now = this.#clock.now()
     if (isWanted && now - search.providedAt >= PROVIDE_MS) {
+      search.tableSize = node.size
       await this.#within(SEARCH_MS, (signal) => node.provide(counterpartOf(name), signal))
       search.providedAt = now
     }
