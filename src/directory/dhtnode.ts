@@ -122,6 +122,8 @@ export async function startNode(options: DhtNodeOptions, events: DhtNodeEvents):
   const parts = await loadParts()
   const store = new DhtStore(options.clock)
   const libp2p = await parts.createLibp2p(configuration(options, parts, store))
+  // Asked for a name that this node itself is noted under, it would leave itself out while its store lacks its addresses.
+  await libp2p.peerStore.merge(libp2p.peerId, { multiaddrs: libp2p.getMultiaddrs() })
   const node = new Libp2pNode(options, parts, libp2p, store)
   const { table } = node
   const changed = (): void => options.clock.defer(() => events.changed(node.size))

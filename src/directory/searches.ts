@@ -11,10 +11,8 @@ import type { DhtNode } from './dhtnode.js'
 const ASK_MS = 1000
 /** The pause between two searches of a name doubles up to this; half as much again comes by chance. */
 const PAUSE_MAX_MS = 60_000
-/** A node notes itself again so often: what others noted is forgotten after three times as long. */
-const PROVIDE_MS = 10 * 60_000
-/** Nodes that keep what is noted under a name: while there are fewer, whoever comes has to be told. */
-const SMALL_TABLE = 8
+/** A node notes itself again so often: what others noted is forgotten after half an hour. */
+const PROVIDE_MS = 5 * 60_000
 /** Searches at once; and of those that only repeat an earlier one, how many begin in one tick. */
 const AT_ONCE = 8
 const REPEATS_A_TICK = 2
@@ -154,14 +152,14 @@ export class Searches {
   }
 
   /**
-   * A node came or went. What was noted while the table was half as large, or empty, is noted again: the nodes that are
-   * nearest to a name are others now. Only at each doubling, or every newcomer would set all others going.
+   * A node came or went. What was noted while the table was half as large, or empty, is noted again: about half of the
+   * nodes nearest to a name are others now. Only at each doubling, or every newcomer would set all others going.
    */
   tableChanged(): void {
     const size = this.#node?.size ?? 0
     const now = this.#clock.now()
     for (const search of this.#searches.values()) {
-      const isOutgrown = size > search.tableSize && size >= search.tableSize * 2 && search.tableSize < SMALL_TABLE
+      const isOutgrown = size > search.tableSize && size >= search.tableSize * 2
       if (!search.isWanted || !isOutgrown || search.isUnderWay || search.askedAt < 0) continue
       search.providedAt = Number.NEGATIVE_INFINITY
       search.tableSize = size
