@@ -4,6 +4,7 @@
  * it finds are hints. The library is loaded by the first node of the process.
  */
 import { createHash } from 'node:crypto'
+import { setMaxListeners } from 'node:events'
 import { isIP } from 'node:net'
 import type { Clock } from '../clock.js'
 import { PeerpostError, reasonOf } from '../errors.js'
@@ -256,10 +257,12 @@ class Libp2pNode implements DhtNode {
 
   async provide(name: string, signal: AbortSignal): Promise<void> {
     this.#store.sweep()
+    listenedTo(signal)
     for await (const _ of this.#kad.provide(this.#keyOf(name), { signal })) signal.throwIfAborted()
   }
 
   async find(name: string, found: (peer: PeerId) => void, signal: AbortSignal): Promise<void> {
+    listenedTo(signal)
     const seen = new Set<string>([this.#options.identity.peerId])
     // The library would give no more than NEAREST of those that this node has noted itself, and ask nobody else then.
     for (const peer of this.#store.peersUnder(base32(this.#keyOf(name).multihash.bytes))) {
@@ -292,6 +295,9 @@ class Libp2pNode implements DhtNode {
     await this.#libp2p.stop()
   }
 }
+
+/** Each request of a query listens to its signal: more than ten are no leak here. */
+const listenedTo = (signal: AbortSignal): void => setMaxListeners(0, signal)
 
 /** How libp2p writes the hash of a name in a key of its store. */
 function base32(bytes: Uint8Array): string {
