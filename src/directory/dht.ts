@@ -183,6 +183,8 @@ export class DhtDirectory implements Directory {
     this.#known.expire(now)
     if (now - this.#sweptAt >= SWEEP_MS) {
       this.#sweptAt = now
+      // What was refused is told for about a minute: one liar is no state of the directory.
+      this.#refusal = null
       this.#known.sweep(now, AWAY_MS, (names) => this.#isOfInterest(names))
     }
     for (const [peer, { isHere, heardAt, fields, names }] of this.#known.peers())
