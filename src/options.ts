@@ -24,7 +24,8 @@ export interface PeerOptions {
   readonly peers?: readonly string[]
   /**
    * Directories that say who takes and who gives what: `tcp://host:port` and `tls://host:port#12D3Koo…` of a directory
-   * server, `etcd://host:port`, `dns://_service._tcp.name`, `file:path`, or an adapter. Any one of them suffices.
+   * server, `etcd://host:port`, `dns://_service._tcp.name`, `file:path`, `dht:` and multiaddrs for peers among
+   * themselves, or an adapter. Any one of them suffices.
    */
   readonly directory?: readonly (string | Directory)[]
   /** Endpoints to announce instead of those that are listened on: behind a NAT or a proxy. */

@@ -22,7 +22,7 @@ import ts from 'typescript'
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url))
 /** Only a program, or an endpoint that asks for it, may load these. */
-const LATE = ['fastify', 'commander', 'zod', 'pino', 'prom-client', 'yaml', 'zeromq', 'libp2p']
+const LATE = ['fastify', 'commander', 'zod', 'pino', 'prom-client', 'yaml', 'zeromq', 'libp2p', 'etcd3']
 
 /** Writes every module that the ESM loader loads to the file named by LOADED. */
 const HOOKS = `import { appendFileSync } from 'node:fs'

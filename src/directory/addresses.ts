@@ -80,6 +80,10 @@ export interface Allowed {
   has(address: string): boolean
 }
 
+/** May an answer of a directory with this reach point at an address, already resolved? */
+export const mayPointAt = (address: string, reach: Reach, allowed: Allowed): boolean =>
+  NEEDS[distanceOf(address)] <= RANK[reach] || allowed.has(address)
+
 /** Reads `10.0.0.0/8`, `fd00::/8`, `127.0.0.1` and `any`. Throws a plain Error with what is wrong. */
 export function readAllowed(texts: readonly string[]): Allowed {
   const list = new BlockList()
@@ -134,7 +138,7 @@ export function admit(
   }
   const { scheme, host, port, curve } = place
   const judged = (addresses: readonly string[]): Admission => {
-    const bad = addresses.find((each) => NEEDS[distanceOf(each)] > RANK[reach] && !policy.allowed.has(each))
+    const bad = addresses.find((each) => !mayPointAt(each, reach, policy.allowed))
     if (bad !== undefined)
       return refused(
         `${place.text} leads to ${bad}, which a directory may not point at here. Permit it with dialAllow (--dial-allow)`,

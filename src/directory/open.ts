@@ -12,13 +12,14 @@ import { isLoopbackEndpoint, schemeOf } from '../transport/endpoint.js'
 import type { Transport } from '../transport/transport.js'
 import type { Turn } from '../turn.js'
 import { type Allowed, announcedEndpoints, reachOf, readAllowed } from './addresses.js'
+import { readDhtUrl } from './dhturl.js'
 import type { Directory } from './directory.js'
 import { Discovery } from './discovery.js'
 import { checkEtcdUrl } from './etcdurl.js'
 import type { Give, RecordKind, RecordProofs, Take } from './record.js'
 
 /** Schemes of directories that this version can ask. */
-const SCHEMES = ['tcp', 'tls', 'unix', 'etcd', 'etcds', 'dns', 'file'] as const
+const SCHEMES = ['tcp', 'tls', 'unix', 'etcd', 'etcds', 'dns', 'file', 'dht'] as const
 const ETCD = /^etcds?$/
 const OWN_ADDRESSES = 4
 
@@ -46,7 +47,8 @@ export function checkDirectories(options: PeerOptions): void {
       checkEtcdUrl(entry, isOpen, options.insecure === true)
       continue
     }
-    if (isOpen && !isLoopbackEndpoint(entry))
+    const isNear = scheme === 'dht' ? readDhtUrl(entry).isLoopback : isLoopbackEndpoint(entry)
+    if (isOpen && !isNear)
       throw new PeerpostError(
         'MEMBERSHIP_REQUIRED',
         `The directory ${entry} is not on loopback: say who may join, with a mesh key (meshKey, --mesh-key) or an allow-list (allow, --allow).`,
@@ -72,6 +74,10 @@ export async function directoryOf(url: string, options: PeerOptions, facts: Dire
   if (ETCD.test(scheme)) {
     const [{ etcdDirectory }, { loadEtcd }] = await Promise.all([import('./etcd.js'), import('./etcdclient.js')])
     return etcdDirectory({ url, clock, proofs, library: await loadEtcd() })
+  }
+  if (scheme === 'dht') {
+    const { dhtDirectory } = await import('./dht.js')
+    return dhtDirectory({ url, clock, identity, proofs, allowed: allowedOf(options) })
   }
   const [{ serverDirectory }, { tcpTransport }] = await Promise.all([
     import('./client.js'),

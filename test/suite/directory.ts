@@ -42,6 +42,8 @@ export interface DirectoryFactory {
   }
   /** A change reaches who watches within so long on a quiet machine; 50 ms unless given. */
   readonly pushMs?: number
+  /** It is up within so long on a quiet machine; 300 ms unless given. */
+  readonly upMs?: number
 }
 
 const PATIENCE_MS = 10_000
@@ -170,7 +172,7 @@ export function directorySuite(t: Test, name: string, factory: DirectoryFactory)
       t.teardown(() => under.dispose())
       return under
     }
-    everyDirectory(t, make)
+    everyDirectory(t, make, factory.upMs ?? 300)
     if (factory.supports.announce) {
       announcing(t, make)
       watching(t, make, factory.pushMs ?? 50)
@@ -182,14 +184,17 @@ export function directorySuite(t: Test, name: string, factory: DirectoryFactory)
 
 type Make = (t: Test) => Promise<DirectoryUnderTest>
 
-function everyDirectory(t: Test, make: Make): void {
+function everyDirectory(t: Test, make: Make, upMs: number): void {
   t.test('tells its state, and nothing inside a call or after close', async (t) => {
     const under = await make(t)
     const peer = new Peer().sit(t, under)
     let inside = true
-    peer.directory.open((state) => {
-      t.notOk(inside, 'it is told later')
-      peer.states.push(state)
+    const isUp = new Promise<void>((done) => {
+      peer.directory.open((state) => {
+        t.notOk(inside, 'it is told later')
+        peer.states.push(state)
+        if (state.state === 'up') done()
+      })
     })
     peer.watch(ORDERS)
     peer.directory.announce(peer.record(), () => t.notOk(inside, 'the answer comes later'))
@@ -197,6 +202,7 @@ function everyDirectory(t: Test, make: Make): void {
     inside = false
     t.same(peer.changes, [])
     await pause(300)
+    await Promise.race([isUp, pause(upMs - 300)])
     t.equal(peer.states.at(-1)?.state, 'up')
     await peer.directory.close()
     await peer.directory.close()
