@@ -9,9 +9,12 @@ const { peer, say, ready } = await startService('payment', ['stock'])
 
 const asked = new Set<string>()
 
+/** Time enough to be killed in, on a busy machine too. */
+const BOBS_BANK_MS = 600
+
 /** The bank takes its time, for gina's card very long at first, and says no to dave. */
 async function bankAgrees({ id, customer }: Order): Promise<boolean> {
-  await sleep(customer === 'gina' && !asked.has(id) ? SLOW_BANK_MS : 30)
+  await sleep(customer === 'gina' && !asked.has(id) ? SLOW_BANK_MS : customer === 'bob' ? BOBS_BANK_MS : 30)
   return customer !== 'dave'
 }
 
