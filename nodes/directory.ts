@@ -5,11 +5,10 @@
 import { type OpenedDirectory, openDirectory } from '../directory/open.js'
 import { PeerpostError } from '../src/errors.js'
 import { type Config, readConfig } from './config.js'
+import { EXIT_FAILED, stopOnBugs } from './exit.js'
 import { type Log, openLog } from './log.js'
 import { readSecret } from './sidecar/access.js'
 
-/** Exit code of a fail-stop: the supervisor should start it again (EX_SOFTWARE). */
-const EXIT_FAILED = 70
 const CLOSE_MS = 5000
 const NOT_OTHERS = 0o007
 /** How often the log says how many peers are here. */
@@ -76,15 +75,6 @@ function readyText(config: Config, { server, listen }: OpenedDirectory): string 
     `  try        peerpost sidecar --directory ${listen[0]}${listen[0]?.startsWith('tls:') ? `#${id}` : ''}`,
   ]
   return `${lines.join('\n')}\n`
-}
-
-function stopOnBugs(log: Log): void {
-  const stop = (what: string) => (error: unknown) => {
-    log.fatal({ err: error }, what)
-    process.exit(EXIT_FAILED)
-  }
-  process.on('unhandledRejection', stop('A promise failed that nobody watched'))
-  process.on('uncaughtException', stop('An exception reached nobody'))
 }
 
 function stopOnSignals({ server }: OpenedDirectory, log: Log, report: NodeJS.Timeout): void {

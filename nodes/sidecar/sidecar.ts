@@ -13,6 +13,7 @@ import { openPeer } from '../../src/index.js'
 import type { Peer } from '../../src/message.js'
 import type { PeerOptions } from '../../src/options.js'
 import { type Config, isLoopback, parseText, readConfig } from '../config.js'
+import { EXIT_FAILED, stopOnBugs } from '../exit.js'
 import { type Log, openLog } from '../log.js'
 import { authority, type Bound, makeTokenFile, readSecret, TokenFile } from './access.js'
 import { adminRoutes } from './admin.js'
@@ -30,8 +31,6 @@ const SETTLE_MS = 8000
 const ANSWER_MS = 1500
 /** How long the peer may take to close: whoever held a delivery can no longer settle it by then. */
 const CLOSE_MS = 3000
-/** Exit code of a fail-stop: the supervisor should start the sidecar again (EX_SOFTWARE). */
-const EXIT_FAILED = 70
 /** Nobody may read a secret that we made but its owner; a mounted one may be the group's. */
 const OWNER_ONLY = 0o077
 const NOT_OTHERS = 0o007
@@ -217,16 +216,6 @@ function readyText({ config, peer, http, socket, tokens }: Sidecar): string {
     ...(http ? [`  dashboard  ${base}/${tokens ? `#token=${tokens.first}` : ''}`] : []),
   ]
   return `${lines.join('\n')}\n`
-}
-
-/** A bug that nobody caught leaves unknown state behind: stop at once, and let the store recover at the next start. */
-function stopOnBugs(log: Log): void {
-  const stop = (what: string) => (error: unknown) => {
-    log.fatal({ err: error }, what)
-    process.exit(EXIT_FAILED)
-  }
-  process.on('unhandledRejection', stop('A promise failed that nobody watched'))
-  process.on('uncaughtException', stop('An exception reached nobody'))
 }
 
 const SIGNALS = { SIGINT: 130, SIGTERM: 143, SIGHUP: 129 } as const
