@@ -85,6 +85,9 @@ export class Exchange {
       case FRAME.consume:
         this.#consume(link, fields)
         break
+      case FRAME.relay:
+        this.#relay(link, fields)
+        break
       case FRAME.unconsume:
         this.#unconsume(link, fields)
         break
@@ -247,6 +250,17 @@ export class Exchange {
     if (durable === true) this.events.subscribed(link, number)
   }
 
+  /** The other side is a relay: it takes messages of any route. */
+  #relay(link: LinkConnection, fields: unknown[]): void {
+    const [id, rank] = fields
+    const number = check.u32(id)
+    if (link.consumers.has(number)) return
+    if (link.consumers.size >= CONSUMERS_MAX) throw violation(`it consumes more than ${CONSUMERS_MAX} names`)
+    const relay = new RemoteConsumer(link, number, 'queue', '', '', '', 'none', false, check.rank(rank), true)
+    link.consumers.set(number, relay)
+    this.machines().outbox.addRelay(relay)
+  }
+
   #unconsume(link: LinkConnection, fields: unknown[]): void {
     const consumer = link.consumers.get(check.u32(fields[0]))
     if (!consumer) return
@@ -254,6 +268,7 @@ export class Exchange {
     const { outbox } = this.machines()
     const route = outbox.findRoute(consumer.kind, consumer.name, consumer.group, consumer.owner)
     outbox.removeConsumer(consumer, this.clock.now())
+    if (consumer.isRelay) return
     if (route && fields[1] === true && route.consumers.length === 0) outbox.dropRoute(route, this.clock.now())
   }
 
@@ -268,14 +283,15 @@ export class Exchange {
       const lane = inbox.lanes.get(`${space}/${route}`)
       if (lane && lane.peer === link.peer)
         inbox.finishedThrough(lane, check.sequence(through), check.ascending(exceptions))
-      const { done, dead, expired, running } = inbox.answer(
+      const { done, dead, expired, running, relayed } = inbox.answer(
         link.peer,
         space,
         route,
         check.sequence(from),
         check.sequence(to),
       )
-      answers.push([spaceField, route, done, dead, running, expired])
+      const own = [spaceField, route, done, dead, running, expired]
+      answers.push(inbox.relay === null ? own : [...own, relayed])
     }
     inbox.closeSpaces(link.peer, new Set(open))
     link.writer.control(FRAME.resumed, [answers])
@@ -285,13 +301,14 @@ export class Exchange {
 
   #resumed(link: LinkConnection, fields: unknown[]): void {
     const answers: ResumeAnswer[] = check.list(fields[0]).map((answer) => {
-      const [space, route, done, dead, running, expired] = check.list(answer)
+      const [space, route, done, dead, running, expired, relayed] = check.list(answer)
       const ends = { done: check.ranges(done), dead: check.ranges(dead), expired: check.ranges(expired) }
       return {
         space: check.space(space),
         route: check.u32(route),
         ...ends,
         running: check.list(running).map(check.sequence),
+        relayed: relayed === undefined ? null : check.ranges(relayed),
       }
     })
     const { outbox } = this.machines()
@@ -333,10 +350,15 @@ export class Exchange {
 
   announce(link: LinkConnection, consumer: Parameters<Inbox['creditFor']>[0]): void {
     const { outbox } = this.machines()
-    if (link.announced.has(consumer.number)) return
+    // A peer is no relay of its own.
+    if (link.announced.has(consumer.number) || (consumer.isRelay && link.isSelf)) return
     link.announced.add(consumer.number)
     const { kind, name, group, owner, order, durable } = consumer
     if (!consumer.accounts.has(link.peer)) consumer.accounts.set(link.peer, freshAccount())
+    if (consumer.isRelay) {
+      link.writer.control(FRAME.relay, [consumer.number, DURABILITY_RANK[outbox.storeClass]])
+      return
+    }
     link.writer.control(FRAME.consume, [
       consumer.number,
       kind,

@@ -88,5 +88,6 @@ export function gate<Value = void>(): { promise: Promise<Value>; open: (value: V
 
 /** Adds up what a status says of one route. */
 export function isConserved(route: RouteStatus): boolean {
-  return route.accepted === route.pending + route.done + route.dead + route.expired
+  const { accepted, pending, relayed, done, dead, expired, lost } = route
+  return accepted === pending + relayed + done + dead + expired + lost
 }
