@@ -18,7 +18,10 @@ export const remainingMs = (known: KnownAttempt, now: number, wallNow: number): 
 
 /** One sender's lane: which of its sequences are done, which are dead, which are here. */
 export class InLane {
+  /** All that is over, but for `dead` and `expired`: done here, or told finished by its sender. */
   done: IntervalSet
+  /** Of `done`, what its sender told: how and where that ended is not known here. */
+  readonly told: IntervalSet
   dead = new IntervalSet()
   expired = new IntervalSet()
   /** Held, running or being settled, by sequence. */
@@ -33,6 +36,8 @@ export class InLane {
     new IntervalSet(),
     new IntervalSet(),
   ]
+  /** To be acknowledged as done, of what was only told: said apart (TOLD). */
+  readonly hearsay = new IntervalSet()
   hasAcks = false
 
   constructor(
@@ -42,8 +47,10 @@ export class InLane {
     readonly epoch: number,
     readonly route: number,
     done: readonly number[] = [],
+    told: readonly number[] = [],
   ) {
     this.done = new IntervalSet(done)
+    this.told = new IntervalSet(told)
   }
 
   get isMemory(): boolean {
@@ -67,6 +74,7 @@ export class InLane {
       ends: this.done.ends,
       dead: this.dead.ends,
       expired: this.expired.ends,
+      told: this.told.ends,
     }
   }
 

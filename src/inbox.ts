@@ -386,6 +386,7 @@ export class Inbox {
     if (through <= 0) return
     const before = lane.done.intervals
     lane.done.addThrough(through, exceptions)
+    lane.told.addThrough(through, exceptions)
     for (const [sequence, row] of lane.attempts) {
       if (sequence > through || exceptions.includes(sequence) || lane.active.has(sequence)) continue
       lane.attempts.delete(sequence)
@@ -450,10 +451,12 @@ export class Inbox {
     route: number,
     from: number,
     to: number,
-  ): { done: number[]; dead: number[]; expired: number[]; running: number[] } {
-    if (this.#tombstones.has(space)) return { done: to >= from ? [from, to] : [], dead: [], expired: [], running: [] }
+  ): { done: number[]; dead: number[]; expired: number[]; running: number[]; told: number[] } {
+    const nothing = { done: [], dead: [], expired: [], running: [], told: [] }
+    // Who closed the space was its sender: nothing of it is this store's own word.
+    if (this.#tombstones.has(space)) return to < from ? nothing : { ...nothing, done: [from, to], told: [from, to] }
     const lane = this.lanes.get(laneName(space, route))
-    if (!lane || lane.peer !== peer) return { done: [], dead: [], expired: [], running: [] }
+    if (!lane || lane.peer !== peer) return nothing
     const running: number[] = []
     for (const held of lane.active.values()) if (held.state !== 'held') running.push(held.sequence)
     return {
@@ -461,14 +464,14 @@ export class Inbox {
       dead: lane.settled('dead', from, to),
       expired: lane.settled('expired', from, to),
       running,
+      told: lane.told.within(from, to),
     }
   }
 
   // --- the log
 
-  touch(lane: InLane): void {
-    if (lane.isMemory) return
-    if (lane.isDirty) return
+  touch(lane: InLane, always = false): void {
+    if (lane.isDirty || (lane.isMemory && !always)) return
     lane.isDirty = true
     this.#dirty.add(lane)
   }
@@ -493,7 +496,7 @@ export class Inbox {
   }
 
   restoreLane(space: SpaceId, route: number, row: rows.DoneRow): void {
-    const lane = new InLane(row.peer, space, Buffer.from(space, 'hex'), row.epoch, route, row.ends)
+    const lane = new InLane(row.peer, space, Buffer.from(space, 'hex'), row.epoch, route, row.ends, row.told)
     lane.dead = new IntervalSet(row.dead)
     lane.expired = new IntervalSet(row.expired ?? [])
     this.#remember(laneName(space, route), lane)

@@ -27,7 +27,12 @@ export interface ResumeAnswer {
   readonly dead: readonly number[]
   readonly expired: readonly number[]
   readonly running: readonly number[]
+  /** Over by this sender's own word, which it may have forgotten since: how it ended is not said. */
+  readonly told: readonly number[]
 }
+
+/** How others say that a message ended: `told` is not their own word. */
+type Said = Outcome | 'told'
 
 export class Outbox extends Backlog {
   #doubt = new Map<PeerId, Set<Entry>>()
@@ -73,6 +78,8 @@ export class Outbox extends Backlog {
     const doubt = this.#doubt.get(peer) ?? new Set<Entry>()
     this.#doubt.set(peer, doubt)
     for (const lane of this.lanes.values()) {
+      // Of a lane of class memory no row says who may have some of it.
+      if (lane.isMemory && carrier.lanes.has(lane)) lane.touched.set(peer, 'durable')
       for (const entry of lane.entries()) {
         if (entry.state !== 'out' || entry.target?.carrier !== carrier) continue
         lane.route.hold(entry)
@@ -101,7 +108,7 @@ export class Outbox extends Backlog {
     const lanes: unknown[] = []
     for (const lane of this.lanes.values()) {
       if (!lane.isFinished) open.add(lane.space)
-      if (lane.isMemory ? !this.#hasDoubt(lane, peer) : !lane.touched.has(peer)) continue
+      if (!lane.touched.has(peer)) continue
       const { through, exceptions } = lane.finished
       const contested = [...lane.contested.keys()]
       lanes.push([
@@ -117,11 +124,6 @@ export class Outbox extends Backlog {
     return { open: [...open], lanes }
   }
 
-  #hasDoubt(lane: Lane, peer: PeerId): boolean {
-    for (const entry of this.#doubt.get(peer) ?? []) if (entry.lane === lane) return true
-    return false
-  }
-
   /** The answer to RESUME: what is done or dead is settled, what runs stays in doubt, the rest is free. */
   resumed(peer: PeerId, answers: ReadonlyArray<ResumeAnswer>, now: number): void {
     const running = new Set<Entry>()
@@ -133,6 +135,7 @@ export class Outbox extends Backlog {
       this.#settleRanges(lane, answer.done, 'done', peer)
       this.#settleRanges(lane, answer.dead, 'dead', peer)
       this.#settleRanges(lane, answer.expired, 'expired', peer)
+      this.#settleRanges(lane, answer.told, 'told', peer)
       for (const [sequence, { others, by }] of lane.contested) {
         const isThere = answer.running.includes(sequence) || (by !== peer && includes(answer.dead, sequence))
         if (others.has(peer) && !isThere) this.#heardOf(lane, sequence, peer)
@@ -190,7 +193,7 @@ export class Outbox extends Backlog {
     return freed
   }
 
-  ack(peer: PeerId, space: string, number: number, ends: readonly number[], outcome: Outcome): void {
+  ack(peer: PeerId, space: string, number: number, ends: readonly number[], outcome: Said): void {
     const lane = this.lanes.get(laneName(space, number))
     if (!lane || (outcome === 'dead' && !this.rules.deadIsSettled)) return
     if (!lane.isOld && ends[ends.length - 1]! >= lane.next)
@@ -199,7 +202,7 @@ export class Outbox extends Backlog {
   }
 
   /** Settles ranges of a lane, of what was with this peer. */
-  #settleRanges(lane: Lane, ends: readonly number[], outcome: Outcome, peer: PeerId): void {
+  #settleRanges(lane: Lane, ends: readonly number[], outcome: Said, peer: PeerId): void {
     // Who had what of an older space was with its process: any consumer that was given some may tell.
     const mayHold = lane.isOld && (lane.touched.has(peer) || !this.rules.touchFirst)
     for (let i = 0; i < ends.length; i += 2) {
@@ -220,7 +223,11 @@ export class Outbox extends Backlog {
   }
 
   /** What is only on disk is settled when it is read; of two dead letters the second one is taken back at once. */
-  #settleOnDisk(lane: Lane, from: number, to: number, outcome: Outcome, peer: PeerId): void {
+  #settleOnDisk(lane: Lane, from: number, to: number, outcome: Said, peer: PeerId): void {
+    if (outcome === 'told') {
+      lane.toldOnDisk.addRange(from, to)
+      return
+    }
     for (const [sequence, by] of lane.deadOnDisk) {
       if (outcome === 'dead' || by === peer || sequence < from || sequence > to) continue
       overtake(lane, sequence, by)
@@ -237,11 +244,17 @@ export class Outbox extends Backlog {
   }
 
   /** Nobody settles what was never with it. */
-  #settleOne(lane: Lane, sequence: number, outcome: Outcome, peer: PeerId, mayHold: boolean): void {
+  #settleOne(lane: Lane, sequence: number, outcome: Said, peer: PeerId, mayHold: boolean): void {
     const entry = lane.get(sequence)
     if (!entry || entry.state === 'uncommitted' || entry.state === 'expiring') return
-    if (mayHold || entry.target?.peer === peer || entry.doubtAt === peer || entry.others?.has(peer))
-      this.finish(entry, outcome, peer)
+    const holder = entry.target?.peer ?? entry.doubtAt
+    if (!mayHold && holder !== peer && !entry.others?.has(peer)) return
+    if (outcome !== 'told') this.finish(entry, outcome, peer)
+    else {
+      // It was over at each who had it before this store went back: a dead letter that one of them keeps is its place.
+      entry.others = null
+      this.finish(entry, 'done', holder ?? peer)
+    }
   }
 
   /** Messages whose space a consumer has forgotten: nobody but this store may keep them now (rule P11). */
@@ -251,9 +264,13 @@ export class Outbox extends Backlog {
   withdrawals: Array<{ lane: Lane; sequence: number; peer: PeerId }> = []
 
   /** A second outcome of one message: done beats dead, and of two dead letters the first one stays. */
-  #contest(lane: Lane, sequence: number, outcome: Outcome, peer: PeerId): void {
+  #contest(lane: Lane, sequence: number, outcome: Said, peer: PeerId): void {
     const first = lane.contested.get(sequence)!
     if (first.by === peer) return
+    if (outcome === 'told') {
+      this.#heardOf(lane, sequence, peer)
+      return
+    }
     if (outcome === 'dead') {
       // It is heard of once its letter is gone.
       this.withdrawals.push({ lane, sequence, peer })

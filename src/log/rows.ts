@@ -184,6 +184,8 @@ export interface DoneRow {
   readonly dead: readonly number[]
   /** Expired before it started: its sender is told so, if it has to ask again. */
   readonly expired?: readonly number[]
+  /** Of `ends`, what its sender told finished: not this store's own doing. Older rows lack it: all of theirs counts as its own. */
+  readonly told?: readonly number[]
 }
 export const doneKey = (space: SpaceId, route: number): Buffer => key('done', Buffer.from(space, 'hex'), u32(route))
 export const doneOfKey = (at: Buffer): { space: SpaceId; route: number } => ({

@@ -374,7 +374,7 @@ function countPending(turn: Turn, number: number): number {
       rows.recordKey(number, lane.epoch, lane.loadedTo),
       rows.recordKey(number, lane.epoch + 1, 0),
       (key) => {
-        if (!lane.finishedOnDisk.has(rows.recordOfKey(key).sequence)) pending++
+        if (!lane.isOverOnDisk(rows.recordOfKey(key).sequence)) pending++
         return true
       },
     )
