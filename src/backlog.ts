@@ -228,6 +228,7 @@ export abstract class Backlog {
     if (at < 0) return
     route.lanes.splice(at, 1)
     this.lanes.delete(laneName(lane.space, lane.number))
+    if (lane.isMemory) return
     for (const peer of lane.touched.keys()) this.lazy.push(rows.remove(rows.touchedKey(lane.epoch, route.number, peer)))
   }
 
@@ -554,7 +555,7 @@ export abstract class Backlog {
     now: number,
   ): void {
     for (const { sequence, frame } of records) {
-      if (lane.finishedOnDisk.has(sequence)) {
+      if (lane.isOverOnDisk(sequence)) {
         this.#forgetRecord(
           lane,
           sequence,

@@ -29,7 +29,10 @@ export interface Destination {
 
 /** One sender's lane: which of its sequences are done, which are dead, which are here. */
 export class InLane {
+  /** All that is over, but for `dead` and `expired`: done here, or told finished by its sender. */
   done: IntervalSet
+  /** Of `done`, what its sender told: how and where that ended is not known here. */
+  readonly told: IntervalSet
   dead = new IntervalSet()
   expired = new IntervalSet()
   /** Taken by this peer as a relay, and not ended where it was handed on to. */
@@ -49,6 +52,8 @@ export class InLane {
     withdrawn: IntervalSet,
     relayed: IntervalSet,
   ] = [new IntervalSet(), new IntervalSet(), new IntervalSet(), new IntervalSet(), new IntervalSet()]
+  /** To be acknowledged as done, of what was only told: said apart (TOLD). */
+  readonly hearsay = new IntervalSet()
   hasAcks = false
 
   constructor(
@@ -58,8 +63,10 @@ export class InLane {
     readonly epoch: number,
     readonly route: number,
     done: readonly number[] = [],
+    told: readonly number[] = [],
   ) {
     this.done = new IntervalSet(done)
+    this.told = new IntervalSet(told)
   }
 
   get isMemory(): boolean {
@@ -84,6 +91,7 @@ export class InLane {
       ends: this.done.ends,
       dead: this.dead.ends,
       expired: this.expired.ends,
+      told: this.told.ends,
       ...(this.relayed.intervals > 0 ? { relayed: this.relayed.ends } : {}),
     }
   }

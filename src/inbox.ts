@@ -409,6 +409,7 @@ export class Inbox {
     if (through <= 0) return
     const before = lane.done.intervals
     lane.done.addThrough(through, exceptions)
+    lane.told.addThrough(through, exceptions)
     for (const [sequence, row] of lane.attempts) {
       if (sequence > through || exceptions.includes(sequence) || lane.active.has(sequence)) continue
       lane.attempts.delete(sequence)
@@ -468,11 +469,18 @@ export class Inbox {
   }
 
   /** The answer to what RESUME asks of one lane. */
-  answer(peer: PeerId, space: SpaceId, route: number, from: number, to: number): Record<InEnd | 'running', number[]> {
-    const none = { done: [], dead: [], expired: [], relayed: [], running: [] }
-    if (this.#tombstones.has(space)) return { ...none, done: to >= from ? [from, to] : [] }
+  answer(
+    peer: PeerId,
+    space: SpaceId,
+    route: number,
+    from: number,
+    to: number,
+  ): Record<InEnd | 'running' | 'told', number[]> {
+    const nothing = { done: [], dead: [], expired: [], relayed: [], running: [], told: [] }
+    // Who closed the space was its sender: nothing of it is this store's own word.
+    if (this.#tombstones.has(space)) return to < from ? nothing : { ...nothing, done: [from, to], told: [from, to] }
     const lane = this.lanes.get(laneName(space, route))
-    if (!lane || lane.peer !== peer) return none
+    if (!lane || lane.peer !== peer) return nothing
     const running: number[] = []
     for (const held of lane.active.values()) if (held.state !== 'held') running.push(held.sequence)
     return {
@@ -481,14 +489,14 @@ export class Inbox {
       expired: lane.settled('expired', from, to),
       relayed: lane.settled('relayed', from, to),
       running,
+      told: lane.told.within(from, to),
     }
   }
 
   // --- the log
 
-  touch(lane: InLane): void {
-    if (lane.isMemory) return
-    if (lane.isDirty) return
+  touch(lane: InLane, always = false): void {
+    if (lane.isDirty || (lane.isMemory && !always)) return
     lane.isDirty = true
     this.#dirty.add(lane)
   }
@@ -513,7 +521,7 @@ export class Inbox {
   }
 
   restoreLane(space: SpaceId, route: number, row: rows.DoneRow): void {
-    const lane = new InLane(row.peer, space, Buffer.from(space, 'hex'), row.epoch, route, row.ends)
+    const lane = new InLane(row.peer, space, Buffer.from(space, 'hex'), row.epoch, route, row.ends, row.told)
     lane.dead = new IntervalSet(row.dead)
     lane.expired = new IntervalSet(row.expired ?? [])
     lane.relayed = new IntervalSet(row.relayed ?? [])

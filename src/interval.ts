@@ -90,11 +90,33 @@ export class IntervalSet {
     this.addRange(from, through)
   }
 
+  /** Are all of [from, to] in the set? */
+  covers(from: number, to: number): boolean {
+    const i = this.#search(from)
+    return i < this.#ends.length && this.#ends[i]! <= from && to <= this.#ends[i + 1]!
+  }
+
   /** The part of the set inside [from, to], as a flat list of pairs. */
   within(from: number, to: number): number[] {
     const found: number[] = []
     for (let i = this.#search(from); i < this.#ends.length && this.#ends[i]! <= to; i += 2)
       found.push(Math.max(from, this.#ends[i]!), Math.min(to, this.#ends[i + 1]!))
     return found
+  }
+
+  /** Of ranges as a flat list of pairs, what is not in the set. */
+  without(ends: readonly number[]): number[] {
+    const left: number[] = []
+    for (let i = 0; i < ends.length; i += 2) {
+      let from = ends[i]!
+      const to = ends[i + 1]!
+      const inside = this.within(from, to)
+      for (let j = 0; j < inside.length; j += 2) {
+        if (inside[j]! > from) left.push(from, inside[j]! - 1)
+        from = inside[j + 1]! + 1
+      }
+      if (from <= to) left.push(from, to)
+    }
+    return left
   }
 }

@@ -2,9 +2,9 @@
 import { type Clock, systemClock } from './clock.js'
 import { checkDirectories, openDiscovery } from './directory/open.js'
 import { ALL_RELAYED, LEASE_MAX_MS, LEASE_MIN_MS } from './directory/record.js'
-import { PeerpostError, reasonOf } from './errors.js'
+import { PeerpostError } from './errors.js'
 import { createIdentity, type Identity, isPeerId, loadIdentity } from './identity.js'
-import type { Network } from './links.js'
+import { networkOf, transportFor } from './links.js'
 import type { Durability, Log } from './log/log.js'
 import { openMemoryLog } from './log/memory.js'
 import type { Peer, PeerEvents, PeerId } from './message.js'
@@ -208,27 +208,6 @@ async function openStoreOf(options: PeerOptions, checked: Checked, clock: Clock)
     onFailure: (reason) => store.onFailure?.(reason),
   })
   return Object.assign(store, { log: opened.log, storeId: opened.storeId, flush: () => opened.flush() })
-}
-
-function transportFor(endpoint: string, transports: readonly Transport[]): Transport {
-  const scheme = schemeOf(endpoint)
-  const transport = transports.find((candidate) => candidate.schemes.includes(scheme))
-  if (transport) return transport
-  throw new PeerpostError(
-    'ENDPOINT_INVALID',
-    `No transport serves ${scheme} endpoints. Known are: ${transports.flatMap((candidate) => candidate.schemes).join(', ')}.`,
-  )
-}
-
-function networkOf(transports: readonly Transport[]): Network {
-  return {
-    dial(endpoint, accept, fail) {
-      const abort = new AbortController()
-      const attempt = async (): Promise<void> => transportFor(endpoint, transports).dial(endpoint, accept, abort.signal)
-      attempt().catch((thrown: unknown) => fail(thrown instanceof Error ? thrown : new Error(reasonOf(thrown))))
-      return () => abort.abort()
-    },
-  }
 }
 
 async function listenAll(

@@ -30,9 +30,14 @@ export interface ResumeAnswer {
   readonly dead: readonly number[]
   readonly expired: readonly number[]
   readonly running: readonly number[]
+  /** Over by this sender's own word, which it may have forgotten since: how it ended is not said. */
+  readonly told: readonly number[]
   /** With a relay, and not ended; null from a peer that is none. */
   readonly relayed: readonly number[] | null
 }
+
+/** How others say that a message ended: `told` is not their own word, and `relayed` a relay's that it has it. */
+type Said = Outcome | 'told' | 'relayed'
 
 /** A route that nobody takes from for so long may be taken from by a relay. */
 const AWAY_MS = 1000
@@ -112,6 +117,8 @@ export class Outbox extends Watched {
     const doubt = this.#doubt.get(peer) ?? new Set<Entry>()
     this.#doubt.set(peer, doubt)
     for (const lane of this.lanes.values()) {
+      // Of a lane of class memory no row says who may have some of it.
+      if (lane.isMemory && carrier.lanes.has(lane)) lane.touched.set(peer, 'durable')
       for (const entry of lane.entries()) {
         if (entry.state !== 'out' || entry.target?.carrier !== carrier) continue
         lane.route.hold(entry)
@@ -140,7 +147,7 @@ export class Outbox extends Watched {
     const lanes: unknown[] = []
     for (const lane of this.lanes.values()) {
       if (!lane.isFinished) open.add(lane.space)
-      if (lane.isMemory ? !this.#hasDoubt(lane, peer) && !lane.relayed.has(peer) : !lane.touched.has(peer)) continue
+      if (!lane.touched.has(peer) && !lane.relayed.has(peer)) continue
       const { through, exceptions } = lane.finished
       const relayed = lane.relayed.get(peer)?.ends ?? []
       const known = [...lane.contested.keys(), ...relayed.slice(0, 1), ...relayed.slice(-1)]
@@ -157,11 +164,6 @@ export class Outbox extends Watched {
     return { open: [...open], lanes }
   }
 
-  #hasDoubt(lane: Lane, peer: PeerId): boolean {
-    for (const entry of this.#doubt.get(peer) ?? []) if (entry.lane === lane) return true
-    return false
-  }
-
   /** The answer to RESUME: what is done or dead is settled, what runs stays in doubt, the rest is free. */
   resumed(peer: PeerId, answers: ReadonlyArray<ResumeAnswer>, now: number): void {
     const running = new Set<Entry>()
@@ -173,6 +175,7 @@ export class Outbox extends Watched {
       this.#settleRanges(lane, answer.done, 'done', peer)
       this.#settleRanges(lane, answer.dead, 'dead', peer)
       this.#settleRanges(lane, answer.expired, 'expired', peer)
+      this.#settleRanges(lane, answer.told, 'told', peer)
       if (answer.relayed !== null) this.#relayResumed(lane, peer, answer, answer.relayed)
       for (const [sequence, { others, by }] of lane.contested) {
         const isThere = answer.running.includes(sequence) || (by !== peer && includes(answer.dead, sequence))
@@ -201,15 +204,12 @@ export class Outbox extends Watched {
 
   /** What a relay says it has is its own from now on; what it neither has nor has ended, it has lost with its store. */
   #relayResumed(lane: Lane, peer: PeerId, answer: ResumeAnswer, relayed: readonly number[]): void {
-    const known = lane.relayed.get(peer)
-    const lost = new IntervalSet(known?.ends)
-    const news = new IntervalSet(relayed)
-    for (const ends of [relayed, answer.done, answer.dead, answer.expired])
+    const known = lane.relayed.get(peer) ?? new IntervalSet()
+    const lost = new IntervalSet(known.ends)
+    for (const ends of [relayed, answer.done, answer.dead, answer.expired, answer.told])
       for (let i = 0; i < ends.length; i += 2) lost.deleteRange(ends[i]!, ends[i + 1]!)
-    const ends = known?.ends ?? []
-    for (let i = 0; i < ends.length; i += 2) news.deleteRange(ends[i]!, ends[i + 1]!)
     if (lost.intervals > 0) this.relayEnds.push({ lane, peer, ends: lost.ends, outcome: 'lost' })
-    this.#settleRanges(lane, news.ends, 'relayed', peer)
+    this.#settleRanges(lane, known.without(relayed), 'relayed', peer)
   }
 
   /** A message in doubt may go to anyone again. */
@@ -248,7 +248,7 @@ export class Outbox extends Watched {
     return freed
   }
 
-  ack(peer: PeerId, space: string, number: number, ends: readonly number[], outcome: Outcome | 'relayed'): void {
+  ack(peer: PeerId, space: string, number: number, ends: readonly number[], outcome: Said): void {
     const lane = this.lanes.get(laneName(space, number))
     if (!lane || (outcome === 'dead' && !this.rules.deadIsSettled)) return
     if (outcome === 'relayed' && !this.relayPeers.has(peer)) throw violation('it took a message as a relay and is none')
@@ -258,8 +258,9 @@ export class Outbox extends Watched {
   }
 
   /** Settles ranges of a lane, of what was with this peer. */
-  #settleRanges(lane: Lane, ends: readonly number[], outcome: Outcome | 'relayed', peer: PeerId): void {
-    if (outcome !== 'relayed' && lane.relayed.has(peer)) this.relayEnds.push({ lane, peer, ends, outcome })
+  #settleRanges(lane: Lane, ends: readonly number[], outcome: Said, peer: PeerId): void {
+    if (outcome !== 'relayed' && lane.relayed.has(peer))
+      this.relayEnds.push({ lane, peer, ends, outcome: outcome === 'told' ? 'done' : outcome })
     // Who had what of an older space was with its process: any consumer that was given some may tell.
     const mayHold = lane.isOld && (lane.touched.has(peer) || !this.rules.touchFirst)
     for (let i = 0; i < ends.length; i += 2) {
@@ -281,10 +282,14 @@ export class Outbox extends Watched {
   }
 
   /** What is only on disk is settled when it is read; of two dead letters the second one is taken back at once. */
-  #settleOnDisk(lane: Lane, from: number, to: number, outcome: Outcome | 'relayed', peer: PeerId): void {
+  #settleOnDisk(lane: Lane, from: number, to: number, outcome: Said, peer: PeerId): void {
     if (outcome === 'relayed') {
       for (let sequence = from; sequence <= to; sequence++)
-        if (!lane.finishedOnDisk.has(sequence)) lane.relayedOnDisk.set(sequence, peer)
+        if (!lane.isOverOnDisk(sequence)) lane.relayedOnDisk.set(sequence, peer)
+      return
+    }
+    if (outcome === 'told') {
+      lane.toldOnDisk.addRange(from, to)
       return
     }
     for (const [sequence, by] of lane.deadOnDisk) {
@@ -303,11 +308,17 @@ export class Outbox extends Watched {
   }
 
   /** Nobody settles what was never with it. */
-  #settleOne(lane: Lane, sequence: number, outcome: Outcome | 'relayed', peer: PeerId, mayHold: boolean): void {
+  #settleOne(lane: Lane, sequence: number, outcome: Said, peer: PeerId, mayHold: boolean): void {
     const entry = lane.get(sequence)
     if (!entry || entry.state === 'uncommitted' || entry.state === 'expiring') return
-    if (mayHold || entry.target?.peer === peer || entry.doubtAt === peer || entry.others?.has(peer))
-      this.finish(entry, outcome, peer)
+    const holder = entry.target?.peer ?? entry.doubtAt
+    if (!mayHold && holder !== peer && !entry.others?.has(peer)) return
+    if (outcome !== 'told') this.finish(entry, outcome, peer)
+    else {
+      // It was over at each who had it before this store went back: a dead letter that one of them keeps is its place.
+      entry.others = null
+      this.finish(entry, 'done', holder ?? peer)
+    }
   }
 
   /** Messages whose space a consumer has forgotten: nobody but this store may keep them now (rule P11). */
@@ -317,9 +328,13 @@ export class Outbox extends Watched {
   withdrawals: Array<{ lane: Lane; sequence: number; peer: PeerId }> = []
 
   /** A second outcome of one message: done beats dead, and of two dead letters the first one stays. */
-  #contest(lane: Lane, sequence: number, outcome: Outcome, peer: PeerId): void {
+  #contest(lane: Lane, sequence: number, outcome: Said, peer: PeerId): void {
     const first = lane.contested.get(sequence)!
     if (first.by === peer) return
+    if (outcome === 'told') {
+      this.#heardOf(lane, sequence, peer)
+      return
+    }
     if (outcome === 'dead') {
       // It is heard of once its letter is gone.
       this.withdrawals.push({ lane, sequence, peer })

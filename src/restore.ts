@@ -99,7 +99,7 @@ function fill(
   const { log, limits, rules, self, durability } = facts
   const outbox = new Outbox({ epoch, space }, durability, limits, rules, facts.via)
   const inbox = new Inbox(limits, rules)
-  const settle = new Settle(self, rules, (lane) => inbox.touch(lane))
+  const settle = new Settle(self, rules, (lane, always) => inbox.touch(lane, always))
   restoreOutbox(facts, outbox, lineage, epoch)
   const peers = new Map<PeerId, rows.PeerRow>()
   eachRow(log, 'peer', (key, value) => peers.set(rows.peerOfKey(key), rows.read<rows.PeerRow>(value)))

@@ -250,9 +250,11 @@ export class Lane {
   /** Of those, the dead ones, and who keeps the dead letter. */
   readonly deadOnDisk = new Map<number, PeerId>()
   readonly expiredOnDisk = new IntervalSet()
+  /** Finished by this sender's own word, as a consumer remembers it, and not in memory. */
+  readonly toldOnDisk = new IntervalSet()
   /**
-   * Dead letters that others contradict, and where they are. A consumer calls done also what it was told is finished; of
-   * a message whose record is gone that may have been this very dead letter. Only with the record is it known otherwise.
+   * Dead letters that others contradict, and where they are. A consumer that knows no TOLD calls done also what it was
+   * told is finished; of a message whose record is gone that may have been this very dead letter.
    */
   readonly overtaken = new Map<number, PeerId[]>()
   /** How a message ended that more than one consumer may have had, and who of them has not said yet (rule P13). */
@@ -282,6 +284,11 @@ export class Lane {
 
   get isMemory(): boolean {
     return this.number >= 0x80000000
+  }
+
+  /** Has it ended, though its record is still on disk? */
+  isOverOnDisk(sequence: number): boolean {
+    return this.finishedOnDisk.has(sequence) || this.toldOnDisk.has(sequence)
   }
 
   /** Must what is on disk wait for consumers of the older space? */

@@ -51,8 +51,8 @@ export class Settle {
   constructor(
     readonly self: PeerId,
     readonly rules: Rules,
-    /** Marks a lane's row as to be written. */
-    readonly touch: (lane: InLane) => void,
+    /** Marks a lane's row as to be written; that of a lane of class memory only where `always`. */
+    readonly touch: (lane: InLane, always?: boolean) => void,
   ) {}
 
   /** Started: the mark rides in the next batch, unless the end comes first. */
@@ -106,7 +106,8 @@ export class Settle {
     lane[outcome].add(sequence)
     held.state = 'settling'
     held.outcome = outcome
-    if (this.rules.doneWithEffects) this.touch(lane)
+    // What a message of class memory leaves for good, its writes or its dead letter, commits with the mark that it ended.
+    if (this.rules.doneWithEffects) this.touch(lane, hasChanges)
     else this.#marksLater.add(lane)
     if (held.marked || lane.attempts.has(sequence)) {
       lane.attempts.delete(sequence)
@@ -227,8 +228,8 @@ export class Settle {
 
   /** Acknowledges what was settled before, or that its dead letter is gone (rule P13). */
   again(lane: InLane, sequence: number, outcome?: (typeof ACK_OUTCOMES)[number]): void {
-    const which = ACK_OUTCOMES.indexOf(outcome ?? lane.endOf(sequence))
-    lane.acks[which]!.add(sequence)
+    if (outcome === undefined && lane.told.has(sequence)) lane.hearsay.add(sequence)
+    else lane.acks[ACK_OUTCOMES.indexOf(outcome ?? lane.endOf(sequence))]!.add(sequence)
     if (lane.hasAcks) return
     lane.hasAcks = true
     const lanes = this.#ackLanes.get(lane.peer) ?? new Set()
@@ -321,6 +322,8 @@ export class Settle {
         writer.ack(lane.spaceBytes, lane.route, outcome, set.ends)
         set.clear()
       }
+      if (lane.hearsay.intervals > 0) sayTold(writer, lane.spaceBytes, lane.route, lane.hearsay.ends)
+      lane.hearsay.clear()
     }
     this.#ackLanes.delete(peer)
   }
@@ -331,9 +334,16 @@ export class Settle {
     for (const lane of this.#ackLanes.get(peer) ?? []) {
       lane.hasAcks = false
       for (const set of lane.acks) set.clear()
+      lane.hearsay.clear()
     }
     this.#ackLanes.delete(peer)
   }
+}
+
+/** What is over by its sender's own word. Who does not know the frame TOLD passes over it, and hears that it is done. */
+export function sayTold(writer: PacketWriter, space: Buffer, route: number, ends: readonly number[]): void {
+  writer.control(FRAME.told, [space, route, ends])
+  writer.ack(space, route, 0, ends)
 }
 
 function bounded(history: Attempt[]): Attempt[] {

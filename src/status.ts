@@ -113,7 +113,7 @@ export class Inspector {
       const middle = Math.floor((low + high) / 2)
       const record = this.#record(lane, middle)
       if (record === null || record.number > number) high = middle - 1
-      else if (record.number === number) return !lane.finishedOnDisk.has(record.sequence)
+      else if (record.number === number) return !lane.isOverOnDisk(record.sequence)
       else low = record.sequence + 1
     }
     return false

@@ -229,7 +229,18 @@ t.test(
     ])
     bench.outbox.resumed(
       'a' as PeerId,
-      [{ space: SPACE, route: bench.route.number, done: [1, 1], dead: [], expired: [], running: [2], relayed: null }],
+      [
+        {
+          space: SPACE,
+          route: bench.route.number,
+          done: [1, 1],
+          dead: [],
+          expired: [],
+          running: [2],
+          told: [],
+          relayed: null,
+        },
+      ],
       bench.now,
     )
     t.equal(sent[0]!.outcome, 'done')
@@ -241,6 +252,35 @@ t.test(
     t.equal(sent[1]!.outcome, 'done', 'whoever had it may still say that it is done')
   },
 )
+
+t.test('what a consumer was only told to be over contradicts no dead letter of another one', async (t) => {
+  for (const word of ['told', 'done'] as const) {
+    const bench = new Bench()
+    const a = bench.consumer('a')
+    const sent = bench.send('one')
+    t.same(bench.turn(a.carrier), [['one']])
+    a.carrier.isOpen = false
+    bench.outbox.linkDown(a.carrier, bench.now)
+    bench.outbox.removeConsumer(a.remote, bench.now)
+    const b = bench.consumer('b')
+    bench.now += limits.failoverMs
+    t.same(bench.turn(b.carrier), [['one']], 'it has failed over')
+    bench.outbox.ack('b' as PeerId, SPACE, bench.route.number, [1, 1], word)
+    t.equal(sent.outcome, 'done')
+    const answer = {
+      space: SPACE,
+      route: bench.route.number,
+      done: [],
+      dead: [1, 1],
+      expired: [],
+      running: [],
+      told: [],
+      relayed: null,
+    }
+    bench.outbox.resumed('a' as PeerId, [answer], bench.now)
+    t.equal(bench.outbox.withdrawals.length, word === 'told' ? 0 : 1, `${word}, then dead`)
+  }
+})
 
 t.test('memory messages count on a line of their own, and are never written', async (t) => {
   const bench = new Bench()

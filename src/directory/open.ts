@@ -7,6 +7,7 @@ import { networkInterfaces } from 'node:os'
 import type { Clock } from '../clock.js'
 import { PeerpostError, reasonOf } from '../errors.js'
 import type { Identity } from '../identity.js'
+import { networkOf } from '../links.js'
 import { LIMITS, type PeerOptions } from '../options.js'
 import { isLoopbackEndpoint, schemeOf } from '../transport/endpoint.js'
 import type { Transport } from '../transport/transport.js'
@@ -14,7 +15,7 @@ import type { Turn } from '../turn.js'
 import { type Allowed, announcedEndpoints, reachOf, readAllowed } from './addresses.js'
 import { readDhtUrl } from './dhturl.js'
 import type { Directory } from './directory.js'
-import { Discovery } from './discovery.js'
+import { Discovery, type DiscoveryParts } from './discovery.js'
 import { checkEtcdUrl } from './etcdurl.js'
 import { ALL_RELAYED, type Give, type RecordProofs, type Take } from './record.js'
 
@@ -84,7 +85,8 @@ export async function directoryOf(url: string, options: PeerOptions, facts: Dire
     import('../transport/tcp.js'),
   ])
   const transport = tcpTransport({ clock, identity, insecure: options.insecure === true })
-  const directory = serverDirectory({ url, reach: reachOf(url), clock, proofs, name, transport })
+  const network = networkOf([transport])
+  const directory = serverDirectory({ url, reach: reachOf(url), clock, proofs, name, network })
   const close = directory.close.bind(directory)
   return Object.assign(directory, {
     close: async () => {
@@ -107,9 +109,7 @@ export async function openDiscovery(
   for (const entry of options.directory)
     directories.push(typeof entry === 'string' ? await directoryOf(entry, options, facts) : entry)
   const { clock, proofs, name } = facts
-  const { log } = turn.options
-  const targets = new Set<string>()
-  const discovery = new Discovery({
+  return discoveryOn(turn, {
     directories,
     clock,
     proofs,
@@ -120,6 +120,19 @@ export async function openDiscovery(
       allowed: allowedOf(options),
       resolve: (host, done) => lookup(host, { all: true }, (error, addresses) => done(error, addresses ?? [])),
     },
+    endpoints: () => announcedEndpoints(listen, options.advertise ?? [], ownAddresses()),
+  })
+}
+
+/** A discovery for the peer of a turn: what it asks of its peer comes from there. */
+export function discoveryOn(
+  turn: Turn,
+  parts: Omit<DiscoveryParts, 'links' | 'takes' | 'gave' | 'rows' | 'isTaking' | 'keepFor' | 'warn'>,
+): Discovery {
+  const { log } = turn.options
+  const targets = new Set<string>()
+  return new Discovery({
+    ...parts,
     links: {
       // What the operator named with --peer stays, whatever a directory says.
       addTarget: (endpoint) => {
@@ -131,7 +144,6 @@ export async function openDiscovery(
       reasonAt: (endpoint) => turn.links.reasonAt(endpoint),
       isUp: (peer) => turn.links.up.has(peer),
     },
-    endpoints: () => announcedEndpoints(listen, options.advertise ?? [], ownAddresses()),
     takes: () => takesOf(turn),
     gave: () => gaveOf(turn),
     rows: {
@@ -145,7 +157,6 @@ export async function openDiscovery(
     keepFor: (take) => keepFor(turn, take),
     warn: (code, message) => turn.options.emit('warning', { code, message }),
   })
-  return discovery
 }
 
 /** Addresses of this machine that others may dial, for a listener on all of them. */

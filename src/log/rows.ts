@@ -202,6 +202,8 @@ export interface DoneRow {
   readonly dead: readonly number[]
   /** Expired before it started: its sender is told so, if it has to ask again. */
   readonly expired?: readonly number[]
+  /** Of `ends`, what its sender told finished: not this store's own doing. Older rows lack it: all of theirs counts as its own. */
+  readonly told?: readonly number[]
   /** Taken by this relay, and not ended yet. */
   readonly relayed?: readonly number[]
 }

@@ -33,7 +33,9 @@ export const FRAME = {
   pong: 18,
   bye: 19,
   // 20 stays reserved for slices of bodies: it was never sent, and is refused.
-  relay: 64,
+  // From 64 on: whoever does not know them passes over them.
+  told: 64,
+  relay: 65,
 } as const
 
 export type FrameType = (typeof FRAME)[keyof typeof FRAME]

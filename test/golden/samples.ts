@@ -65,6 +65,8 @@ export function frames(): Record<string, Buffer> {
     ready: control(FRAME.ready, true),
     resume: control(FRAME.resume, [SPACE_ID], [[SPACE, 7, 1, 90, 40, [3, 8]]]),
     resumed: control(FRAME.resumed, [[SPACE, 7, [1, 40], [42, 42], [43], [45, 45]]]),
+    'resumed with what was told': control(FRAME.resumed, [[SPACE, 7, [1, 40], [42, 42], [43], [45, 45], [1, 30]]]),
+    told: control(FRAME.told, SPACE, 7, [1, 30, 33, 33]),
     consume: control(FRAME.consume, 1, 'queue', 'orders', '', '', 'key', false, 2),
     'consume of a durable subscription': control(FRAME.consume, 2, 'topic', 'order.*', 'mail', '', 'strict', true, 2),
     unconsume: control(FRAME.unconsume, 2, true),
@@ -142,6 +144,14 @@ export function logRows(): Record<string, Change> {
       floor: 1,
     }),
     done: put(rows.doneKey(SPACE_ID, 7), { peer: PEER, epoch: 3, ends: [1, 40], dead: [42, 42] }),
+    'done with what was told': put(rows.doneKey(SPACE_ID, 7), {
+      peer: PEER,
+      epoch: 3,
+      ends: [1, 40],
+      dead: [42, 42],
+      expired: [],
+      told: [1, 30],
+    }),
     tombstone: put(rows.tombstoneKey(SPACE_ID), { peer: PEER, epoch: 3 }),
     attempt: put(rows.attemptKey(SPACE_ID, 7, 5), {
       attempts: 1,

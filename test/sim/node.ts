@@ -1,11 +1,13 @@
 /**
  * The real core in the simulated world: the same `Turn` and machines that run in production, on the world's clock,
- * network and disk. Only the keys are make-believe: a signature is the signer's name.
+ * network and disk. Only the keys are make-believe (`proofs.ts`).
  */
 
+import { serverDirectory } from '../../src/directory/client.js'
+import type { Discovery } from '../../src/directory/discovery.js'
+import { discoveryOn } from '../../src/directory/open.js'
 import { PeerpostError } from '../../src/errors.js'
 import type { Held } from '../../src/hold.js'
-import type { Proofs } from '../../src/link.js'
 import type { Log } from '../../src/log/log.js'
 import * as rows from '../../src/log/rows.js'
 import type { Outcome, OutcomeAnswer, PeerEvents, PeerId, SendOptions } from '../../src/message.js'
@@ -17,6 +19,7 @@ import { Inspector } from '../../src/status.js'
 import type { TxBuffer } from '../../src/transaction.js'
 import { data } from '../../src/transport/frame.js'
 import { Turn } from '../../src/turn.js'
+import { nameOf, proofsOf, recordProofsOf } from './proofs.js'
 import type {
   Bound,
   Fact,
@@ -31,22 +34,8 @@ import type {
 } from './seat.js'
 import type { SimDisk } from './store.js'
 
-export const peerOf = (name: string): PeerId => `peer-${name}` as PeerId
-const nameOf = (peer: string): string => peer.replace(/^peer-/, '')
 /** Where the simulated store keeps what the real one keeps in a file of its own. */
 const STORE_ID_KEY = Buffer.from([0xff, 1])
-
-export function proofsOf(name: string): Proofs {
-  const signature = (peer: string): Buffer => Buffer.from(`signed by ${peer}`)
-  return {
-    peerId: peerOf(name),
-    sign: () => signature(peerOf(name)),
-    verify: (peer, _bytes, given) => given.equals(signature(peer)),
-    meshMac: () => Buffer.alloc(0),
-    equal: (a, b) => a.equals(b),
-    mayJoin: () => true,
-  }
-}
 
 function limitsOf(seat: Seat): Limits {
   return {
@@ -63,6 +52,7 @@ class CoreNode implements SimNode {
   #turn: Turn | null = null
   #sender: Sender | null = null
   #inspector: Inspector | null = null
+  #discovery: Discovery | null = null
   #waiting: Array<() => void> = []
 
   constructor(seat: Seat, rules: Rules) {
@@ -90,7 +80,10 @@ class CoreNode implements SimNode {
       durability: seat.node.class,
       log: seat.log as Log,
       clock: seat.clock,
-      network: { dial: (endpoint, accept, fail) => seat.transport.dialSync(endpoint, accept, fail) },
+      network: {
+        // A directory's answer has to name a scheme that is known.
+        dial: (endpoint, accept, fail) => seat.transport.dialSync(endpoint.replace(/^memory:/, 'sim:'), accept, fail),
+      },
       proofs: proofsOf(seat.name),
       limits: limitsOf(seat),
       rules: this.#rules,
@@ -108,9 +101,27 @@ class CoreNode implements SimNode {
       watchMarks(turn, seat)
       this.#consume(turn)
       seat.transport.listenSync(seat.endpoint, turn.links.accept)
-      for (const endpoint of seat.dials) turn.links.addTarget(endpoint)
+      if (seat.directories.length > 0) this.#discover(turn, seat.directories)
+      else for (const endpoint of seat.dials) turn.links.addTarget(endpoint)
       for (const work of this.#waiting.splice(0)) work()
     })
+  }
+
+  /** Who is where, this node learns from directory servers: nothing else tells it. */
+  #discover(turn: Turn, urls: readonly string[]): void {
+    const { name, clock, transport, endpoint, options } = this.#seat
+    const proofs = recordProofsOf(name)
+    const network = { dial: transport.dialSync }
+    this.#discovery = discoveryOn(turn, {
+      directories: urls.map((url) => serverDirectory({ url, reach: 'local', clock, proofs, name, network })),
+      clock,
+      proofs,
+      name,
+      leaseMs: options.directories!.leaseMs,
+      policy: { schemes: ['memory'], allowed: { has: () => true }, resolve: () => undefined },
+      endpoints: () => [endpoint.replace(/^sim:/, 'memory:')],
+    })
+    this.#discovery.open()
   }
 
   #heard<Name extends keyof PeerEvents>(event: Name, args: PeerEvents[Name]): void {
@@ -118,8 +129,8 @@ class CoreNode implements SimNode {
       const { code, message } = args[0] as PeerEvents['warning'][0]
       this.#seat.mark(`warning ${code}`)
       // No simulated peer lies: a frame that another one refuses is a fault of ours, unless a rule is off.
-      if (code === 'PROTOCOL_VIOLATION' && Object.values(this.#rules).every(Boolean))
-        throw new Error(`${this.#seat.name}: ${message}`)
+      const isViolation = code === 'PROTOCOL_VIOLATION' || message.includes('PROTOCOL_VIOLATION')
+      if (isViolation && Object.values(this.#rules).every(Boolean)) throw new Error(`${this.#seat.name}: ${message}`)
     }
     if (event === 'failed') this.#seat.failed((args[0] as Error).message)
     if (event === 'stateLoss') {
@@ -128,6 +139,7 @@ class CoreNode implements SimNode {
       this.#seat.report(loss.verdict, nameOf(loss.peer))
     }
     if (event === 'link') {
+      this.#discovery?.linkChanged()
       const status = args[0] as PeerEvents['link'][0]
       if (status.state === 'up') this.#seat.accepted(nameOf(status.id), ...this.#incarnationOf(status.id))
     }
@@ -175,6 +187,7 @@ class CoreNode implements SimNode {
       get: (key) => turn.state.get(tx, key) as string | undefined,
       put: (key, value) => tx.writes.set(key, rows.put(Buffer.alloc(0), value).value!),
       send: ({ value, queue, key, id }) => {
+        this.#discovery?.gives('queue', queue)
         try {
           tx.sends.push(this.#sender!.draftSend('send', queue, value, this.#optionsOf({ key, id })))
         } catch (thrown) {
@@ -233,6 +246,7 @@ class CoreNode implements SimNode {
       return
     }
     const { value, queue } = message
+    this.#discovery?.gives('queue', queue)
     let sent: Sent
     try {
       sent = this.#sender.send(queue, value, this.#optionsOf(message))
@@ -258,6 +272,7 @@ class CoreNode implements SimNode {
     const turn = this.#turn!
     const { value } = message
     const tx = turn.state.begin()
+    for (const { queue } of sends) this.#discovery?.gives('queue', queue)
     try {
       for (const sent of sends)
         tx.sends.push(this.#sender!.draftSend('send', sent.queue, sent.value, this.#optionsOf(sent)))
@@ -305,6 +320,8 @@ class CoreNode implements SimNode {
       )
     }
     if (lines.length === 0) return ''
+    for (const { url, state, isAnnounced, reason } of this.#discovery?.status().servers ?? [])
+      lines.push(`${url} is ${state}${isAnnounced ? ', announced' : ''}${reason ? ` (${reason})` : ''}.`)
     for (const { id, name, state, endpoint, reason } of turn.links.statuses())
       lines.push(`${name || id || endpoint} is ${state}${reason ? ` (${reason})` : ''}.`)
     return lines.join(' ')
@@ -360,7 +377,9 @@ class CoreNode implements SimNode {
       turn.close()
       this.#seat.transport.closeSync(() => this.#seat.log.closeSync(done))
     }
-    look()
+    const leave = this.#discovery
+    if (leave === null) look()
+    else leave.close(look)
   }
 }
 
@@ -375,7 +394,7 @@ function countPending(turn: Turn, number: number): number {
       rows.recordKey(number, lane.epoch, lane.loadedTo),
       rows.recordKey(number, lane.epoch + 1, 0),
       (key) => {
-        if (!lane.finishedOnDisk.has(rows.recordOfKey(key).sequence)) pending++
+        if (!lane.isOverOnDisk(rows.recordOfKey(key).sequence)) pending++
         return true
       },
     )

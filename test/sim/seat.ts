@@ -63,6 +63,8 @@ export interface Seat {
   readonly endpoint: string
   /** Endpoints that this node dials. */
   readonly dials: readonly string[]
+  /** Directory servers; where there are any, this node dials nobody but whom they tell of. */
+  readonly directories: readonly string[]
   readonly node: NodeOptions
   readonly options: RunOptions
   /** Which nodes have a handler for a queue: for protocols that do not find out by themselves. */
