@@ -7,8 +7,10 @@
 import { IntervalSet } from './interval.js'
 import type { DestinationKind, Outcome, PeerId, SpaceId } from './message.js'
 import { Deque } from './queue.js'
+import { goesBefore, hashOf, weightOf } from './rendezvous.js'
 import type { Rules } from './rules.js'
 import type { Sent } from './sent.js'
+import { Slots } from './slots.js'
 import { DATA_FLAG, data, FRAME, type Meta, type PacketWriter, withMeta } from './transport/frame.js'
 
 /** Above these, a route keeps further messages on disk only. */
@@ -100,8 +102,15 @@ export class KeyState {
   readonly waiting = new Deque<Entry>()
   /** The key is in the route's queue of keys. */
   isQueued = false
+  #hash: number | null = null
 
   constructor(readonly name: string) {}
+
+  /** What its consumer is chosen by; made when there is a choice. */
+  get hash(): number {
+    this.#hash ??= hashOf(this.name)
+    return this.#hash
+  }
 
   get isIdle(): boolean {
     return this.out === 0 && this.held === 0 && this.waiting.length === 0
@@ -153,6 +162,8 @@ export class RemoteConsumer {
   laneNumber = 0
   /** Keys that wait for this consumer's credit. */
   stalled: KeyState[] = []
+  /** Its peer's part in the choice of a key's consumer. */
+  readonly hash: number
 
   constructor(
     readonly carrier: Carrier,
@@ -165,7 +176,9 @@ export class RemoteConsumer {
     readonly durable: boolean,
     /** Rank of its store's class. */
     readonly rank: number,
-  ) {}
+  ) {
+    this.hash = hashOf(carrier.peer)
+  }
 
   get peer(): PeerId {
     return this.carrier.peer
@@ -183,12 +196,6 @@ export class RemoteConsumer {
   }
 }
 
-/**
- * Above so many slots, of which no more than a quarter is unfinished, a lane moves the first of these aside, so that one
- * parked message does not hold a million slots. A long line that moves on stays where it is: there it is found at once.
- */
-const SLOTS_MAX = 2048
-const SPARSE = 4
 /** Unfinished exceptions told to a consumer at most (rule P8). */
 const EXCEPTIONS_MAX = 1024
 
@@ -202,14 +209,7 @@ export interface Contested {
 }
 
 /** The messages of one space in one route. The memory class has a lane of its own (rule P15). */
-export class Lane {
-  /** All below is finished, except the stragglers. */
-  base = 1
-  /** Slots from `base`: undefined is finished. */
-  readonly slots = new Deque<Entry | undefined>()
-  readonly stragglers = new Map<number, Entry>()
-  /** How many slots hold an entry. */
-  #unfinished = 0
+export class Lane extends Slots<Entry> {
   /** The next sequence to give, and the first one that is durable and not in memory. */
   next = 1
   loadedTo = 1
@@ -251,7 +251,9 @@ export class Lane {
     readonly number: number,
     /** Of an incarnation before this one. */
     public isOld: boolean,
-  ) {}
+  ) {
+    super()
+  }
 
   get isMemory(): boolean {
     return this.number >= 0x80000000
@@ -268,66 +270,11 @@ export class Lane {
     )
   }
 
-  add(entry: Entry): void {
-    // Sequences missing in between were finished before they came to memory.
-    while (this.base + this.slots.length < entry.sequence) this.slots.push(undefined)
-    this.slots.push(entry)
-    this.#unfinished++
-    this.#trim()
-  }
-
-  get(sequence: number): Entry | undefined {
-    return sequence < this.base ? this.stragglers.get(sequence) : this.slots.at(sequence - this.base)
-  }
-
   /** Marks a sequence as finished. */
   finish(sequence: number): void {
     this.ended++
-    if (sequence < this.base) this.stragglers.delete(sequence)
-    else if (sequence >= this.base + this.slots.length) this.finishedOnDisk.add(sequence)
-    else if (this.slots.at(sequence - this.base) !== undefined) {
-      this.slots.set(sequence - this.base, undefined)
-      this.#unfinished--
-    }
-    this.#trim()
-  }
-
-  #trim(): void {
-    while (this.slots.length > 0) {
-      const first = this.slots.at(0)
-      if (first !== undefined) {
-        if (this.slots.length < SLOTS_MAX || this.#unfinished * SPARSE > this.slots.length) return
-        this.stragglers.set(first.sequence, first)
-        this.#unfinished--
-      }
-      this.slots.shift()
-      this.base++
-    }
-  }
-
-  /** The entry of a message number: numbers rise with sequences. */
-  findNumber(number: number): Entry | undefined {
-    for (const entry of this.stragglers.values()) if (entry.number === number) return entry
-    let low = 0
-    let high = this.slots.length - 1
-    while (low <= high) {
-      let middle = (low + high) >> 1
-      while (middle > low && this.slots.at(middle) === undefined) middle--
-      const entry = this.slots.at(middle)
-      if (entry?.number === number) return entry
-      if (entry === undefined || entry.number < number) low = Math.max(middle, (low + high) >> 1) + 1
-      else high = middle - 1
-    }
-    return undefined
-  }
-
-  /** All entries in memory, in order. */
-  *entries(): Iterable<Entry> {
-    yield* [...this.stragglers.values()].sort((a, b) => a.sequence - b.sequence)
-    for (let i = 0; i < this.slots.length; i++) {
-      const entry = this.slots.at(i)
-      if (entry) yield entry
-    }
+    if (sequence >= this.base + this.slots.length) this.finishedOnDisk.add(sequence)
+    else this.remove(sequence)
   }
 
   /** What may be told as finished: all up to `through` except the exceptions. */
@@ -616,12 +563,29 @@ export class Route {
     return false
   }
 
-  /** The consumer with the least in hand, among those that can take it. */
+  /** Of those that can take it now: for a key the one that the key belongs to, else the one with the least in hand. */
   #choose(entry: Entry, wantTouch: (lane: Lane, peer: PeerId) => void): RemoteConsumer | null {
+    // A sender's strict order is no key: else all senders of a group's topics would choose one and the same member.
+    if (entry.key !== null && this.order === 'key' && this.consumers.length > 1)
+      return this.#ownerOf(entry, entry.key.hash, wantTouch)
     let best: RemoteConsumer | null = null
     for (const consumer of this.consumers) {
       if (best !== null && consumer.out >= best.out) continue
       if (this.#fits(entry, consumer, wantTouch)) best = consumer
+    }
+    return best
+  }
+
+  /** All senders rank the members of a route alike for a key, so that they choose the same one. */
+  #ownerOf(entry: Entry, key: number, wantTouch: (lane: Lane, peer: PeerId) => void): RemoteConsumer | null {
+    let best: RemoteConsumer | null = null
+    let bestWeight = 0
+    for (const consumer of this.consumers) {
+      const weight = weightOf(key, consumer.hash)
+      if (best !== null && !goesBefore(weight, consumer.peer, bestWeight, best.peer)) continue
+      if (!this.#fits(entry, consumer, wantTouch)) continue
+      best = consumer
+      bestWeight = weight
     }
     return best
   }
