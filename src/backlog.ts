@@ -477,7 +477,8 @@ export abstract class Backlog {
 
   /** The batch that `collect` filled is durable. */
   committed(now: number): void {
-    for (const [lane, peer] of this.#touchWritten) lane.touched.set(peer, 'durable')
+    // Unless the peer was forgotten meanwhile, and its row goes with the next batch.
+    for (const [lane, peer] of this.#touchWritten) if (lane.touched.has(peer)) lane.touched.set(peer, 'durable')
     for (const [lane] of this.#touchWritten) this.active.add(lane.route)
     this.#touchWritten = []
     for (const entry of this.writing) {
