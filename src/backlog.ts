@@ -1,9 +1,3 @@
-// send → OUTBOX → link → transport → inbox → handler → settle
-/**
- * What the outbox keeps: routes, what is in each, and what of it is in the log. It takes messages in, gives the log what
- * has to be written, and reads back what was dropped from memory. Who has what, `outbox.ts` knows.
- */
-import { invariant } from './errors.js'
 import { type Change, DURABILITY_RANK, type Durability } from './log/log.js'
 import * as rows from './log/rows.js'
 import type { DestinationKind, Outcome, PeerId, SpaceId, Via } from './message.js'
@@ -500,7 +494,8 @@ export abstract class Backlog {
 
   /** The batch that `collect` filled is durable. */
   committed(now: number): void {
-    for (const [lane, peer] of this.#touchWritten) lane.touched.set(peer, 'durable')
+    // Unless the peer was forgotten meanwhile, and its row goes with the next batch.
+    for (const [lane, peer] of this.#touchWritten) if (lane.touched.has(peer)) lane.touched.set(peer, 'durable')
     for (const [lane] of this.#touchWritten) this.active.add(lane.route)
     this.#touchWritten = []
     for (const entry of this.writing) {

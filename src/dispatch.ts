@@ -3,7 +3,7 @@
  * classes, and what must be durable before anything leaves.
  */
 
-import { weightOf } from './rendezvous.js'
+import { goesBefore, hashOf, weightOf } from './rendezvous.js'
 import type { Carrier, Entry, KeyState, Lane, RemoteConsumer, Route } from './route.js'
 import type { Rules } from './rules.js'
 import { DATA_FLAG, data, FRAME, type Meta, withMeta } from './transport/frame.js'
@@ -121,28 +121,42 @@ export class Dispatch {
     return this.#chooseRelay(route, entry)
   }
 
-  /** The consumer with the least in hand, among those that can take it. */
+  /** Of those that can take it now: for a key the one that the key belongs to, else the one with the least in hand. */
   #chooseConsumer(entry: Entry): RemoteConsumer | null {
+    const { route, key } = entry
+    // A sender's strict order is no key: else all senders of a group's topics would choose one and the same member.
+    if (key !== null && route.order === 'key' && route.consumers.length > 1)
+      return this.#ownerOf(entry, key.hash, route.consumers)
+    return this.#leastBusy(entry, route.consumers)
+  }
+
+  /** Relays share the keys of a route, and routes in strict order, and what each sender publishes. */
+  #chooseRelay(route: Route, entry: Entry): RemoteConsumer | null {
+    if (entry.key === null) return this.#leastBusy(entry, this.relays)
+    if (this.relays.length === 1) return this.#fits(entry, this.relays[0]!) ? this.relays[0]! : null
+    const own =
+      route.order === 'key' ? entry.key.hash : hashOf(route.kind === 'publish' ? entry.lane.space : route.name)
+    return this.#ownerOf(entry, own, this.relays)
+  }
+
+  #leastBusy(entry: Entry, consumers: readonly RemoteConsumer[]): RemoteConsumer | null {
     let best: RemoteConsumer | null = null
-    for (const consumer of entry.route.consumers) {
+    for (const consumer of consumers) {
       if (best !== null && consumer.out >= best.out) continue
       if (this.#fits(entry, consumer)) best = consumer
     }
     return best
   }
 
-  /** Relays share the keys of a route; what has no key goes to the one with the least in hand. */
-  #chooseRelay(route: Route, entry: Entry): RemoteConsumer | null {
+  /** All senders rank the members of a route, or the relays, alike for a key, so that they choose the same one. */
+  #ownerOf(entry: Entry, key: number, consumers: readonly RemoteConsumer[]): RemoteConsumer | null {
     let best: RemoteConsumer | null = null
     let bestWeight = 0
-    // What one sender publishes keeps its order: another sender's is not its key.
-    const name =
-      entry.key === null ? null : `${route.kind === 'publish' ? entry.lane.space : route.name}/${entry.key.name}`
-    for (const relay of this.relays) {
-      const weight = name === null ? -relay.out : weightOf(name, relay.peer)
-      if (best !== null && weight <= bestWeight) continue
-      if (!this.#fits(entry, relay)) continue
-      best = relay
+    for (const consumer of consumers) {
+      const weight = weightOf(key, consumer.hash)
+      if (best !== null && !goesBefore(weight, consumer.peer, bestWeight, best.peer)) continue
+      if (!this.#fits(entry, consumer)) continue
+      best = consumer
       bestWeight = weight
     }
     return best

@@ -270,8 +270,13 @@ export class Inbox {
     if (key) {
       if ((flags & DATA_FLAG.keyHead) !== 0) key.bouncing = false
       if (key.bouncing) return 'returned'
-      held.key = key
     }
+    // It was on its way when the last pull ended: here it would wait for one that may never come.
+    if (!consumer.isPushed && consumer.capacity <= consumer.readyCount) {
+      if (key) key.bouncing = true
+      return 'returned'
+    }
+    held.key = key
     lane.active.set(held.sequence, held)
     if (key?.busy) key.queue.push(held)
     else {
@@ -449,19 +454,44 @@ export class Inbox {
     return this.#floors.get(peer) ?? 0
   }
 
-  /** An operator forgets a peer's dedup state: what comes from its present spaces later is refused. */
-  forget(peer: PeerId, epoch: number): void {
-    this.#floors.set(peer, Math.max(this.floorOf(peer), epoch))
-    for (const lane of [...(this.#lanesOf.get(peer) ?? [])]) {
+  /** Does a handler, or a commit, have a message of this peer? */
+  isBusyFor(peer: PeerId): boolean {
+    for (const lane of this.#lanesOf.get(peer) ?? []) if (lane.active.size > 0) return true
+    return false
+  }
+
+  /** An operator forgets a peer's dedup state: what comes from its spaces up to now is refused (rule P11). */
+  forget(peer: PeerId, epoch: number): { lanes: number; spaces: number; floor: number } {
+    let floor = Math.max(this.floorOf(peer), epoch)
+    const lanes = [...(this.#lanesOf.get(peer) ?? [])]
+    for (const lane of lanes) {
+      floor = Math.max(floor, lane.epoch)
+      this.#dirty.delete(lane)
       this.lanes.delete(laneName(lane.space, lane.route))
       this.#changes.push(rows.remove(rows.doneKey(lane.space, lane.route)))
+      for (const sequence of lane.attempts.keys())
+        this.#changes.push(rows.remove(rows.attemptKey(lane.space, lane.route, sequence)))
     }
     this.#lanesOf.delete(peer)
+    let spaces = 0
     for (const [space, row] of this.#tombstones) {
       if (row.peer !== peer) continue
+      floor = Math.max(floor, row.epoch)
+      spaces++
       this.#tombstones.delete(space)
       this.#changes.push(rows.remove(rows.tombstoneKey(space)))
     }
+    for (const consumer of this.consumers.values()) {
+      consumer.accounts.delete(peer)
+      for (const name of consumer.keys.keys()) if (name.startsWith(`${peer}/`)) consumer.keys.delete(name)
+    }
+    this.#floors.set(peer, floor)
+    return { lanes: lanes.length, spaces, floor }
+  }
+
+  /** A store that was made anew has no space in common with the one before it. */
+  liftFloor(peer: PeerId): void {
+    this.#floors.delete(peer)
   }
 
   lanesOf(peer: PeerId): Iterable<InLane> {

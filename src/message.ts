@@ -262,6 +262,20 @@ export interface StateLoss {
   readonly at: number
 }
 
+/** What `forget` removed. */
+export interface Forgotten {
+  /** Messages in doubt at that peer that others may have now. */
+  readonly freed: number
+  /** Durable subscriptions of that peer, and the messages that were kept for them and for its replies: they expire. */
+  readonly subscriptions: number
+  readonly expired: number
+  /** Lines and finished spaces of that peer of which it was known here what is done. */
+  readonly lanes: number
+  readonly spaces: number
+  /** Endpoints that are dialed no more, until the next start. */
+  readonly endpoints: readonly string[]
+}
+
 /** How the directories are, and what they have told. */
 export interface DirectoryStatus {
   readonly servers: readonly {
@@ -359,6 +373,11 @@ export interface Peer extends AsyncDisposable {
   explain(id: string): Explanation
   /** Gives up on a peer that never comes back: what is in doubt there is free for others. Reports the range. */
   declareLost(peer: string): { freed: number }
+  /**
+   * Forgets a peer that never comes back: gives up on it, and removes what is remembered of it. Should it come back, what
+   * it sent before is refused and becomes a dead letter there. Throws PEER_LINKED while it is linked, PEER_UNKNOWN.
+   */
+  forget(peer: string): Forgotten
   on<Name extends keyof PeerEvents>(event: Name, listener: (...args: PeerEvents[Name]) => void): () => void
   /** Drains: takes nothing new, lets handlers finish, commits, says BYE. At most `timeoutMs` (10,000). Idempotent. */
   close(options?: { timeoutMs?: number }): Promise<void>

@@ -248,6 +248,31 @@ export class Outbox extends Watched {
     return freed
   }
 
+  /** What a peer may have of each route: messages in doubt, and lines of before a restart that wait for its word. */
+  *heldBy(peer: PeerId): Iterable<{ route: Route; entries: Entry[]; older: Lane[] }> {
+    const doubt = [...(this.#doubt.get(peer) ?? [])]
+    for (const route of this.routes.values()) {
+      const entries = doubt.filter((entry) => entry.route === route)
+      const older = route.lanes.filter((lane) => lane.unresolved.has(peer))
+      if (entries.length > 0 || older.length > 0) yield { route, entries, older }
+    }
+  }
+
+  /** A peer that was given up on is never asked again. */
+  forget(peer: PeerId): void {
+    this.down.delete(peer)
+    this.touching = this.touching.filter(([, touched]) => touched !== peer)
+    for (const lane of [...this.lanes.values()]) {
+      if (lane.touched.delete(peer)) this.lazy.push(rows.remove(rows.touchedKey(lane.epoch, lane.route.number, peer)))
+      lane.givenUp.delete(peer)
+      for (const entry of lane.entries()) entry.others?.delete(peer)
+      for (const sequence of lane.contested.keys()) this.#heardOf(lane, sequence, peer)
+      for (const [sequence, peers] of lane.overtaken)
+        if (peers.every((other) => other === peer)) lane.overtaken.delete(sequence)
+      this.retire(lane)
+    }
+  }
+
   ack(peer: PeerId, space: string, number: number, ends: readonly number[], outcome: Said): void {
     const lane = this.lanes.get(laneName(space, number))
     if (!lane || (outcome === 'dead' && !this.rules.deadIsSettled)) return

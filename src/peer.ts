@@ -6,6 +6,7 @@ import { findLetters, removeLetter, type StoredLetter, showLetter } from './dead
 import { ConflictGate, type DeliveryHost, HeldDelivery, runHandler, TxFace } from './delivery.js'
 import type { Discovery } from './directory/discovery.js'
 import { PeerpostError } from './errors.js'
+import { declareLost, forgetPeer } from './forget.js'
 import type { ConsumerPolicy, Held, LocalConsumer, Taker } from './hold.js'
 import type { Durability } from './log/log.js'
 import type * as api from './message.js'
@@ -529,13 +530,12 @@ export class LocalPeer implements api.Peer, DeliveryHost {
 
   declareLost(peer: string): { freed: number } {
     this.#checkOpen()
-    const freed = this.turn.store.outbox.giveUp(peer as api.PeerId, this.#clock.now())
-    this.turn.report(
-      'RECEIVER_RESET',
-      peer as api.PeerId,
-      `declared lost by an operator: ${freed} messages in doubt there may run elsewhere`,
-    )
-    return { freed }
+    return declareLost(this.turn, peer as api.PeerId, this.#clock.now())
+  }
+
+  forget(peer: string): api.Forgotten {
+    this.#checkOpen()
+    return forgetPeer(this.turn, this.#discovery, peer as api.PeerId, this.#clock.now())
   }
 
   on<Name extends keyof api.PeerEvents>(event: Name, listener: (...args: api.PeerEvents[Name]) => void): () => void {

@@ -8,8 +8,10 @@ import { IntervalSet } from './interval.js'
 import type { RelayedRow } from './log/rows.js'
 import type { DestinationKind, Outcome, PeerId, SpaceId, Via } from './message.js'
 import { Deque } from './queue.js'
+import { hashOf } from './rendezvous.js'
 import type { Rules } from './rules.js'
 import type { Sent } from './sent.js'
+import { Slots } from './slots.js'
 import type { Meta, PacketWriter } from './transport/frame.js'
 
 /** Above these, a route keeps further messages on disk only. */
@@ -110,8 +112,19 @@ export class KeyState {
   readonly waiting = new Deque<Entry>()
   /** The key is in the route's queue of keys. */
   isQueued = false
+  #hash: number | null = null
 
-  constructor(readonly name: string) {}
+  constructor(
+    readonly name: string,
+    /** As its sender wrote it: at a relay the name tells that sender as well. */
+    readonly own: string,
+  ) {}
+
+  /** What its consumer is chosen by; made when there is a choice. */
+  get hash(): number {
+    this.#hash ??= hashOf(this.own)
+    return this.#hash
+  }
 
   get isIdle(): boolean {
     return this.out === 0 && this.held === 0 && this.relayed === 0 && this.waiting.length === 0
@@ -163,6 +176,8 @@ export class RemoteConsumer {
   laneNumber = 0
   /** Keys that wait for its credit: of one route, or, for a relay, of any. */
   stalled: Array<[route: Route, key: KeyState]> = []
+  /** Its peer's part in the choice of a key's consumer. */
+  readonly hash: number
 
   constructor(
     readonly carrier: Carrier,
@@ -177,7 +192,9 @@ export class RemoteConsumer {
     readonly rank: number,
     /** Takes messages of any route, to hand them on. */
     readonly isRelay = false,
-  ) {}
+  ) {
+    this.hash = hashOf(carrier.peer)
+  }
 
   get peer(): PeerId {
     return this.carrier.peer
@@ -205,12 +222,6 @@ export class RemoteConsumer {
   }
 }
 
-/**
- * Above so many slots, of which no more than a quarter is unfinished, a lane moves the first of these aside, so that one
- * parked message does not hold a million slots. A long line that moves on stays where it is: there it is found at once.
- */
-const SLOTS_MAX = 2048
-const SPARSE = 4
 /** Unfinished exceptions told to a consumer at most (rule P8). */
 const EXCEPTIONS_MAX = 1024
 
@@ -224,14 +235,7 @@ export interface Contested {
 }
 
 /** The messages of one space in one route. The memory class has a lane of its own (rule P15). */
-export class Lane {
-  /** All below is finished, except the stragglers. */
-  base = 1
-  /** Slots from `base`: undefined is finished. */
-  readonly slots = new Deque<Entry | undefined>()
-  readonly stragglers = new Map<number, Entry>()
-  /** How many slots hold an entry. */
-  #unfinished = 0
+export class Lane extends Slots<Entry> {
   /** The next sequence to give, and the first one that is durable and not in memory. */
   next = 1
   loadedTo = 1
@@ -280,7 +284,9 @@ export class Lane {
     readonly number: number,
     /** Of an incarnation before this one. */
     public isOld: boolean,
-  ) {}
+  ) {
+    super()
+  }
 
   get isMemory(): boolean {
     return this.number >= 0x80000000
@@ -306,66 +312,11 @@ export class Lane {
     )
   }
 
-  add(entry: Entry): void {
-    // Sequences missing in between were finished before they came to memory.
-    while (this.base + this.slots.length < entry.sequence) this.slots.push(undefined)
-    this.slots.push(entry)
-    this.#unfinished++
-    this.#trim()
-  }
-
-  get(sequence: number): Entry | undefined {
-    return sequence < this.base ? this.stragglers.get(sequence) : this.slots.at(sequence - this.base)
-  }
-
   /** Marks a sequence as finished. */
   finish(sequence: number): void {
     this.ended++
-    if (sequence < this.base) this.stragglers.delete(sequence)
-    else if (sequence >= this.base + this.slots.length) this.finishedOnDisk.add(sequence)
-    else if (this.slots.at(sequence - this.base) !== undefined) {
-      this.slots.set(sequence - this.base, undefined)
-      this.#unfinished--
-    }
-    this.#trim()
-  }
-
-  #trim(): void {
-    while (this.slots.length > 0) {
-      const first = this.slots.at(0)
-      if (first !== undefined) {
-        if (this.slots.length < SLOTS_MAX || this.#unfinished * SPARSE > this.slots.length) return
-        this.stragglers.set(first.sequence, first)
-        this.#unfinished--
-      }
-      this.slots.shift()
-      this.base++
-    }
-  }
-
-  /** The entry of a message number: numbers rise with sequences. */
-  findNumber(number: number): Entry | undefined {
-    for (const entry of this.stragglers.values()) if (entry.number === number) return entry
-    let low = 0
-    let high = this.slots.length - 1
-    while (low <= high) {
-      let middle = (low + high) >> 1
-      while (middle > low && this.slots.at(middle) === undefined) middle--
-      const entry = this.slots.at(middle)
-      if (entry?.number === number) return entry
-      if (entry === undefined || entry.number < number) low = Math.max(middle, (low + high) >> 1) + 1
-      else high = middle - 1
-    }
-    return undefined
-  }
-
-  /** All entries in memory, in order. */
-  *entries(): Iterable<Entry> {
-    yield* [...this.stragglers.values()].sort((a, b) => a.sequence - b.sequence)
-    for (let i = 0; i < this.slots.length; i++) {
-      const entry = this.slots.at(i)
-      if (entry) yield entry
-    }
+    if (sequence >= this.base + this.slots.length) this.finishedOnDisk.add(sequence)
+    else this.remove(sequence)
   }
 
   /** The first sequences that relays have not told the end of: more than can be told as exceptions are not needed. */
@@ -510,13 +461,13 @@ export class Route {
     if (this.order === 'key' && key === '') return null
     const own = this.order === 'strict' ? '' : key
     const name = origin === '' ? own : `${origin}/${own}`
-    return this.keyNamed(name)
+    return this.#keyNamed(name, own)
   }
 
-  keyNamed(name: string): KeyState {
+  #keyNamed(name: string, own: string): KeyState {
     let state = this.keys.get(name)
     if (!state) {
-      state = new KeyState(name)
+      state = new KeyState(name, own)
       this.keys.set(name, state)
     }
     return state
@@ -526,7 +477,8 @@ export class Route {
   enqueue(entry: Entry): void {
     entry.state = 'ready'
     // While it waited for its time nothing held its key: the key may have been idle, let go, and made anew.
-    if (entry.key !== null && this.keys.get(entry.key.name) !== entry.key) entry.key = this.keyNamed(entry.key.name)
+    if (entry.key !== null && this.keys.get(entry.key.name) !== entry.key)
+      entry.key = this.#keyNamed(entry.key.name, entry.key.own)
     if (entry.key === null) {
       this.free.push(entry)
       return

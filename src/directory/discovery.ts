@@ -456,6 +456,16 @@ export class Discovery {
     this.#parts.rows.commit([{ key: peerRow(peer), value: null }], null)
   }
 
+  /** Has a directory told of this peer? */
+  knowsPeer(peer: PeerId): boolean {
+    return this.#sightings.get(peer) !== undefined
+  }
+
+  /** An operator forgot a peer. A directory that lists it may tell of it again. */
+  forget(peer: PeerId): void {
+    this.#sightings.remove(peer)
+  }
+
   #refuse(peer: PeerId | '', says: string): void {
     if (this.#refusals.get(peer) === says) return
     this.#refusals.delete(peer)

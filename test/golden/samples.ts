@@ -128,9 +128,6 @@ export function logRows(): Record<string, Change> {
     }),
     counters: put(rows.countersKey(7), [100, 90, 5, 1, 4096]),
     record: putBytes(rows.recordKey(7, 2, 5), dataFrame(FULL_META, 'customer-7', { order: 7 })),
-    'touched by a relay': putMark(rows.touchedKey(2, 7, PEER), true),
-    relayed: put(rows.relayedKey(2, 7, 46), [PEER, 99, 'customer-7']),
-    copies: put(rows.copiesKey(SPACE_ID, 7, 46), [2, 'done']),
     touched: putMark(rows.touchedKey(2, 7, PEER), false),
     outcome: put(rows.outcomeKey(2, 9), 'expired'),
     id: put(rows.idKey('queue', 'orders', 'order-7'), { epoch: 2, number: 9, at: AT }),
@@ -167,9 +164,19 @@ export function logRows(): Record<string, Change> {
   }
 }
 
+/** What a relay adds to the rows of its senders, and to its own. */
+function relayRows(): Record<string, Change> {
+  const { put, putMark } = rows
+  return {
+    'touched by a relay': putMark(rows.touchedKey(2, 7, PEER), true),
+    relayed: put(rows.relayedKey(2, 7, 46), [PEER, 99, 'customer-7']),
+    copies: put(rows.copiesKey(SPACE_ID, 7, 46), [2, 'done']),
+  }
+}
+
 /** All samples as hexadecimal text; a row is its key, a colon, and its value. */
 export function samples(): Golden {
-  const hexRows = Object.entries(logRows()).map(([name, { key, value }]) => [
+  const hexRows = Object.entries({ ...logRows(), ...relayRows() }).map(([name, { key, value }]) => [
     name,
     `${key.toString('hex')}:${value!.toString('hex')}`,
   ])
