@@ -125,6 +125,11 @@ export class DhtDirectory implements Directory {
     return this.#node?.size ?? 0
   }
 
+  /** Connections that are up now, with nodes of the table and with others. */
+  get connections(): number {
+    return this.#node?.connections ?? 0
+  }
+
   /** Searches begun so far: nothing of a message may add to them. */
   get lookups(): number {
     return this.#searches.lookups

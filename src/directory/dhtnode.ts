@@ -27,16 +27,20 @@ const DIAL_MS = 5000
 const MAX_STREAMS = 64
 /** Addresses of one node that are tried, and that are believed of a provider. */
 const ADDRESSES = 8
-const PING_MS = 30_000
+/** Each connection is asked so seldom whether it lives: a node has dozens, and leases say who is here. */
+const PING_MS = 120_000
 const CLOSE_MS = 200
+/** Newcomers that are dialed at once to see whether they belong into the table, and dials of any kind. */
+const VERIFIED_AT_ONCE = 4
+const DIALS_AT_ONCE = 32
 const FIRST_SELF_QUERY_MS = 50
 /**
  * The table: each name is noted with the 8 nodes nearest to it, a search goes two ways that share no node, and a node
- * knows up to 64 others. libp2p's own figures (20, 10 ways, 1280) are for the public network: each node would hold a
+ * knows up to 32 others. libp2p's own figures (20, 10 ways, 1280) are for the public network: each node would hold a
  * connection with each other one, and a search of 20 nodes would take seconds of computing.
  */
 export const NEAREST = 8
-const TABLE = { kBucketSize: NEAREST, alpha: 3, disjointPaths: 2, prefixLength: 3 }
+const TABLE = { kBucketSize: NEAREST, alpha: 3, disjointPaths: 2, prefixLength: 2 }
 /** As near to never as a timer can be told: silence ends nothing by itself, leases do. */
 const NEVER_MS = 0x7fffffff
 
@@ -60,13 +64,18 @@ export interface DhtNodeEvents {
 export interface DhtNode {
   /** Nodes in the table, this one not counted; 0 where none of them is connected. */
   readonly size: number
+  /** Connections that are up now. */
+  readonly connections: number
   /** Where it can be dialed, as multiaddrs with its peer id. */
   readonly addresses: readonly string[]
   /** Dials a node to begin with. Rejects where it cannot be reached; false where it is this one itself. */
   join(seed: string, signal: AbortSignal): Promise<boolean>
   /** Is there a connection with the node at this address? */
   isJoined(seed: string): boolean
-  /** Notes with the nodes that are nearest to the name that this peer may be found under it. */
+  /**
+   * Notes with the nodes that are nearest to the name that this peer may be found under it. Rejects where not even half of
+   * them were told: a search could pass by all of those.
+   */
   provide(name: string, signal: AbortSignal): Promise<void>
   /** Calls `found` for each peer that is said to be found under a name. Resolves when all were asked, or the signal came. */
   find(name: string, found: (peer: PeerId) => void, signal: AbortSignal): Promise<void>
@@ -169,6 +178,7 @@ function configuration(options: DhtNodeOptions, parts: Parts, store: DhtStore) {
       inboundConnectionThreshold: MAX_PER_SECOND,
       maxIncomingPendingConnections: MAX_PER_SECOND,
       dialTimeout: DIAL_MS,
+      maxParallelDials: DIALS_AT_ONCE,
       maxPeerAddrsToDial: ADDRESSES,
       connectionCloseTimeout: CLOSE_MS,
     },
@@ -183,6 +193,7 @@ function configuration(options: DhtNodeOptions, parts: Parts, store: DhtStore) {
         ...TABLE,
         allowQueryWithZeroPeers: true,
         initialQuerySelfInterval: FIRST_SELF_QUERY_MS,
+        pingNewContactConcurrency: VERIFIED_AT_ONCE,
         maxInboundStreams: MAX_STREAMS,
         maxOutboundStreams: MAX_STREAMS,
       }),
@@ -210,6 +221,8 @@ class Libp2pNode implements DhtNode {
   readonly #libp2p: Libp2p
   readonly #kad: Kad
   readonly #store: DhtStore
+  /** Counted, since it is asked for all the time and the library would list all of them. */
+  #connections = 0
 
   constructor(options: DhtNodeOptions, parts: Parts, libp2p: Libp2p, store: DhtStore) {
     this.#options = options
@@ -217,11 +230,17 @@ class Libp2pNode implements DhtNode {
     this.#libp2p = libp2p
     this.#store = store
     this.#kad = (libp2p.services as unknown as { dht: Kad }).dht
+    libp2p.addEventListener('connection:open', () => this.#connections++)
+    libp2p.addEventListener('connection:close', () => this.#connections--)
     this.table = (this.#kad as unknown as { routingTable: Table }).routingTable
   }
 
   get size(): number {
-    return this.#libp2p.getPeers().length === 0 ? 0 : this.table.size
+    return this.connections === 0 ? 0 : this.table.size
+  }
+
+  get connections(): number {
+    return this.#connections
   }
 
   get addresses(): readonly string[] {
@@ -258,7 +277,13 @@ class Libp2pNode implements DhtNode {
   async provide(name: string, signal: AbortSignal): Promise<void> {
     this.#store.sweep()
     listenedTo(signal)
-    for await (const _ of this.#kad.provide(this.#keyOf(name), { signal })) signal.throwIfAborted()
+    const due = Math.min(NEAREST, this.size) / 2
+    let told = 0
+    for await (const event of this.#kad.provide(this.#keyOf(name), { signal })) {
+      signal.throwIfAborted()
+      if (event.name === 'PEER_RESPONSE' && event.messageName === 'ADD_PROVIDER') told++
+    }
+    if (told < due) throw new Error(`${told} nodes took the note, and ${due} should have`)
   }
 
   async find(name: string, found: (peer: PeerId) => void, signal: AbortSignal): Promise<void> {

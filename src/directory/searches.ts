@@ -222,8 +222,8 @@ export class Searches {
     const now = this.#clock.now()
     if (isWanted && now - search.providedAt >= PROVIDE_MS) {
       search.tableSize = node.size
-      await this.#within(SEARCH_MS, (signal) => node.provide(counterpartOf(name), signal))
-      search.providedAt = now
+      // What was not noted is noted with the next search: until then those who look may pass by.
+      if (await this.#within(SEARCH_MS, (signal) => node.provide(counterpartOf(name), signal))) search.providedAt = now
     }
     for (const done of search.onProvided.splice(0)) done()
     const meetings: Array<Promise<void>> = []
@@ -234,21 +234,24 @@ export class Searches {
     await this.#within(MEET_MS, () => Promise.all(meetings))
   }
 
-  /** Resolves when `run` has, or so much later; what it rejects with is only that nothing came. */
-  #within(ms: Millis, run: (signal: AbortSignal) => Promise<unknown>): Promise<void> {
+  /** Resolves when `run` has, or so much later: to whether it did what it had to, in that time. */
+  #within(ms: Millis, run: (signal: AbortSignal) => Promise<unknown>): Promise<boolean> {
     return new Promise((done) => {
       const abort = new AbortController()
       this.#aborts.add(abort)
-      const finish = (): void => {
+      const finish = (isDone: boolean): void => {
         cancel()
-        if (this.#aborts.delete(abort)) done()
+        if (this.#aborts.delete(abort)) done(isDone)
       }
       const cancel: Cancel = this.#clock.timer(ms, () => {
         abort.abort(new Error('it took too long'))
-        finish()
+        finish(false)
       })
-      abort.signal.addEventListener('abort', finish)
-      run(abort.signal).then(finish, finish)
+      abort.signal.addEventListener('abort', () => finish(false))
+      run(abort.signal).then(
+        () => finish(true),
+        () => finish(false),
+      )
     })
   }
 

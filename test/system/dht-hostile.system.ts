@@ -116,7 +116,8 @@ t.test('who says nothing keeps nobody waiting for longer than its time, and the 
   await eventually(() => directory.size === 2, 'both in the honest table')
   const began = performance.now()
   const answer = await resolve(directory, ORDERS)
-  t.ok(performance.now() - began < 4000, 'bounded')
+  // A search has 5 s, and those who were found 2.5 s more.
+  t.ok(performance.now() - began < 7500, 'bounded')
   t.equal(answer?.present.length, 1)
 })
 
