@@ -52,7 +52,7 @@ export class Searches {
   readonly #searches = new Map<string, Search>()
   readonly #aborts = new Set<AbortController>()
   #node: DhtNode | null = null
-  #meet: (peer: PeerId) => Promise<void> = async () => {}
+  #meet: (peer: PeerId) => Promise<void> | null = () => null
   #running = 0
   #isClosed = false
   isUp = false
@@ -64,8 +64,11 @@ export class Searches {
     this.#ended = ended
   }
 
-  /** From now on there is a node. `meet` resolves when a peer that was found has said what it announces. */
-  use(node: DhtNode, meet: (peer: PeerId) => Promise<void>): void {
+  /**
+   * From now on there is a node. `meet` resolves when a peer that was found has said what it announces; it gives null where
+   * that has been heard already, or is not to be asked for yet.
+   */
+  use(node: DhtNode, meet: (peer: PeerId) => Promise<void> | null): void {
     this.#node = node
     this.#meet = meet
   }
@@ -227,8 +230,10 @@ export class Searches {
     }
     for (const done of search.onProvided.splice(0)) done()
     const meetings: Array<Promise<void>> = []
-    const found = (peer: PeerId): void => {
-      if (meetings.length < FOUND) meetings.push(this.#meet(peer).catch(() => {}))
+    const found = (peer: PeerId): boolean => {
+      const meeting = meetings.length < FOUND ? this.#meet(peer) : null
+      if (meeting !== null) meetings.push(meeting.catch(() => {}))
+      return meeting !== null
     }
     await this.#within(SEARCH_MS, (signal) => node.find(name, found, signal))
     await this.#within(MEET_MS, () => Promise.all(meetings))
