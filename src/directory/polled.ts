@@ -65,8 +65,8 @@ export class PolledDirectory implements Directory {
       .then(
         (list) => {
           if (this.#isClosed) return
-          if (list !== 'unchanged') this.#take(list)
           this.#say('up', undefined)
+          if (list !== 'unchanged') this.#take(list)
         },
         (thrown: unknown) => this.#isClosed || this.#say('down', this.#sentence(reasonOf(thrown))),
       )
