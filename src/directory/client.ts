@@ -4,12 +4,21 @@
  */
 import type { Cancel, Clock } from '../clock.js'
 import { PeerpostError, reasonOf } from '../errors.js'
+import type { Proofs } from '../membership.js'
 import type { PeerId } from '../message.js'
 import { LIMITS } from '../options.js'
 import { violation } from '../transport/frame.js'
 import type { ConnectionEvents, Transport } from '../transport/transport.js'
-import type { Announced, Change, Directory, DirectoryState, Reach, Sighting } from './directory.js'
-import { RECORD_BYTES, type RecordProofs } from './record.js'
+import {
+  type Announced,
+  type Change,
+  type Directory,
+  type DirectoryState,
+  type Reach,
+  type Sighting,
+  tellsLater,
+} from './directory.js'
+import { RECORD_BYTES } from './record.js'
 import { DIRECTORY_FRAME, Session } from './session.js'
 
 export interface ServerDirectoryOptions {
@@ -17,7 +26,7 @@ export interface ServerDirectoryOptions {
   readonly url: string
   readonly reach: Reach
   readonly clock: Clock
-  readonly proofs: RecordProofs
+  readonly proofs: Proofs
   /** The name of this peer, for people. */
   readonly name: string
   readonly transport: Transport
@@ -54,10 +63,12 @@ class ServerDirectory implements Directory {
   #session: Session | null = null
   #abort: AbortController | null = null
   #cancel: Cancel = () => {}
+  readonly #later: (run: () => void) => void
   #isClosed = false
 
   constructor(options: ServerDirectoryOptions) {
     this.#options = options
+    this.#later = tellsLater(options.clock, () => this.#isClosed)
     this.url = options.url
     this.reach = options.reach
   }
@@ -67,12 +78,6 @@ class ServerDirectory implements Directory {
     this.#later(() => {
       changed({ state: 'connecting', reason: undefined })
       this.#dial()
-    })
-  }
-
-  #later(run: () => void): void {
-    this.#options.clock.defer(() => {
-      if (!this.#isClosed) run()
     })
   }
 

@@ -9,13 +9,13 @@ import { isIP } from 'node:net'
 import type { Clock } from '../clock.js'
 import { PeerpostError, reasonOf } from '../errors.js'
 import { type Identity, isPeerId } from '../identity.js'
+import type { Proofs } from '../membership.js'
 import type { PeerId } from '../message.js'
 import { parseEndpoint, pinOf } from '../transport/endpoint.js'
 import { type Library, loadLibrary } from '../transport/libp2p.js'
 import { type Allowed, mayPointAt } from './addresses.js'
 import { DhtStore } from './dhtstore.js'
 import type { DhtPlace } from './dhturl.js'
-import type { RecordProofs } from './record.js'
 import { TALK_PROTOCOL, type TalkStream } from './talk.js'
 
 const KAD_PROTOCOL = '/peerpost/kad/1.0.0'
@@ -51,7 +51,7 @@ const NEVER_MS = 0x7fffffff
 export interface DhtNodeOptions {
   readonly clock: Clock
   readonly identity: Identity
-  readonly proofs: Pick<RecordProofs, 'meshMac' | 'mayJoin'>
+  readonly proofs: Pick<Proofs, 'meshMac' | 'mayJoin'>
   readonly place: DhtPlace
   /** Networks that nodes may point at beyond the reach of the directory. */
   readonly allowed: Allowed

@@ -2,11 +2,13 @@
  * From options to a running discovery: reads the URLs of directories, loads the adapters that they ask for, and wires them
  * to the turn.
  */
+
 import { lookup } from 'node:dns'
 import { networkInterfaces } from 'node:os'
 import type { Clock } from '../clock.js'
 import { PeerpostError, reasonOf } from '../errors.js'
 import type { Identity } from '../identity.js'
+import type { Proofs } from '../membership.js'
 import { LIMITS, type PeerOptions } from '../options.js'
 import { isLoopbackEndpoint, schemeOf } from '../transport/endpoint.js'
 import type { Transport } from '../transport/transport.js'
@@ -16,7 +18,7 @@ import { readDhtUrl } from './dhturl.js'
 import type { Directory } from './directory.js'
 import { Discovery } from './discovery.js'
 import { checkEtcdUrl } from './etcdurl.js'
-import type { Give, RecordKind, RecordProofs, Take } from './record.js'
+import type { Give, RecordKind, Take } from './record.js'
 
 /** Schemes of directories that this version can ask. */
 const SCHEMES = ['tcp', 'tls', 'unix', 'etcd', 'etcds', 'dns', 'file', 'dht'] as const
@@ -26,7 +28,7 @@ const OWN_ADDRESSES = 4
 export interface DirectoryFacts {
   readonly clock: Clock
   readonly identity: Identity
-  readonly proofs: RecordProofs
+  readonly proofs: Proofs
   /** The name of the peer, for people. */
   readonly name: string
 }

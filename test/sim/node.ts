@@ -5,9 +5,9 @@
 
 import { PeerpostError } from '../../src/errors.js'
 import type { Held } from '../../src/hold.js'
-import type { Proofs } from '../../src/link.js'
 import type { Log } from '../../src/log/log.js'
 import * as rows from '../../src/log/rows.js'
+import type { Proofs } from '../../src/membership.js'
 import type { Outcome, OutcomeAnswer, PeerEvents, PeerId, SendOptions } from '../../src/message.js'
 import { LIMITS, type Limits } from '../../src/options.js'
 import { ALL_RULES, type Rules } from '../../src/rules.js'

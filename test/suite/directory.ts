@@ -5,15 +5,9 @@
 import type { Test } from 'tap'
 import { systemClock } from '../../src/clock.js'
 import type { Announced, Change, Directory, DirectoryState, Sighting } from '../../src/directory/directory.js'
-import {
-  LEASE_MIN_MS,
-  type RecordFields,
-  type RecordProofs,
-  readRecord,
-  type Take,
-  writeRecord,
-} from '../../src/directory/record.js'
+import { LEASE_MIN_MS, type RecordFields, readRecord, type Take, writeRecord } from '../../src/directory/record.js'
 import { createIdentity, type Identity, verify } from '../../src/identity.js'
+import type { Proofs } from '../../src/membership.js'
 import type { PeerId } from '../../src/message.js'
 
 /** One directory of a test, however many servers it has behind it. */
@@ -65,7 +59,7 @@ class Peer {
   readonly identity = createIdentity()
   readonly states: DirectoryState[] = []
   readonly changes: Change[] = []
-  readonly proofs: RecordProofs
+  readonly proofs: Proofs
   directory!: Directory
   #sequence = 1000
   #waiting: Array<() => void> = []
