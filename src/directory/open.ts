@@ -11,6 +11,7 @@ import type { Identity } from '../identity.js'
 import type { Proofs } from '../membership.js'
 import { LIMITS, type PeerOptions } from '../options.js'
 import { isLoopbackEndpoint, schemeOf } from '../transport/endpoint.js'
+import { LateTransport } from '../transport/late.js'
 import type { Transport } from '../transport/transport.js'
 import type { Turn } from '../turn.js'
 import { type Allowed, announcedEndpoints, reachOf, readAllowed } from './addresses.js'
@@ -119,6 +120,8 @@ export async function openDiscovery(
     leaseMs: options.directoryLeaseMs ?? LIMITS.directoryLeaseMs,
     policy: {
       schemes: transports.flatMap(({ schemes }) => schemes),
+      isAtHand: (scheme) =>
+        transports.some((each) => each.schemes.includes(scheme) && !(each instanceof LateTransport && !each.isLoaded)),
       allowed: allowedOf(options),
       resolve: (host, done) => lookup(host, { all: true }, (error, addresses) => done(error, addresses ?? [])),
     },
