@@ -11,12 +11,12 @@ import {
   knowsPair,
   LinkConnection,
   type LinkState,
-  type Proofs,
   type Remembered,
   silentAt,
   wantsPing,
 } from './link.js'
 import type { LineageEntry, PeerRow } from './log/rows.js'
+import type { Proofs } from './membership.js'
 import type { PeerId, PeerStatus, SpaceId, StateLoss } from './message.js'
 import type { Limits } from './options.js'
 import type { Rules } from './rules.js'
