@@ -203,12 +203,17 @@ function addLooking(program: Command): void {
     .addHelpText('before', examples('explain 8f14e45fceea167a'))
     .action(async (id: string, flags: Flags) => (await import('./client/inspect.js')).explain(id, flags))
   const peers = client(program.command('peers').summary('who is linked, and who is not'))
-    .addHelpText('before', examples('peers', 'peers declare-lost 12D3KooW… --yes'))
+    .addHelpText('before', examples('peers', 'peers declare-lost 12D3KooW… --yes', 'peers forget 12D3KooW… --yes'))
     .action(async (flags: Flags) => (await import('./client/inspect.js')).peers(flags))
   client(peers.command('declare-lost <id>').summary('give up on a peer that never comes back'))
     .option('--yes', 'yes, messages in doubt there may be done twice')
     .action(async (id: string, _flags: Flags, command: Command) =>
       (await import('./client/inspect.js')).declareLost(id, command.optsWithGlobals() as Flags),
+    )
+  client(peers.command('forget <id>').summary('remove what is remembered of a peer that never comes back'))
+    .option('--yes', 'yes, what it sent before is refused should it come back')
+    .action(async (id: string, _flags: Flags, command: Command) =>
+      (await import('./client/inspect.js')).forget(id, command.optsWithGlobals() as Flags),
     )
 }
 

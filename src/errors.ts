@@ -61,6 +61,8 @@ export const ERROR_KINDS = {
   FENCED: kind(409),
   DUPLICATE_IDENTITY: kind(409),
   STALE_ROUTE: kind(410),
+  PEER_UNKNOWN: kind(404),
+  PEER_LINKED: kind(409),
   // directories
   RECORD_TOO_LARGE: kind(413),
   // the programs

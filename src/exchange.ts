@@ -86,6 +86,9 @@ export class Exchange {
       case FRAME.consume:
         this.#consume(link, fields)
         break
+      case FRAME.relay:
+        this.#relay(link, fields)
+        break
       case FRAME.unconsume:
         this.#unconsume(link, fields)
         break
@@ -262,6 +265,17 @@ export class Exchange {
     if (durable === true) this.events.subscribed(link, number)
   }
 
+  /** The other side is a relay: it takes messages of any route. */
+  #relay(link: LinkConnection, fields: unknown[]): void {
+    const [id, rank] = fields
+    const number = check.u32(id)
+    if (link.consumers.has(number)) return
+    if (link.consumers.size >= CONSUMERS_MAX) throw violation(`it consumes more than ${CONSUMERS_MAX} names`)
+    const relay = new RemoteConsumer(link, number, 'queue', '', '', '', 'none', false, check.rank(rank), true)
+    link.consumers.set(number, relay)
+    this.machines().outbox.addRelay(relay)
+  }
+
   #unconsume(link: LinkConnection, fields: unknown[]): void {
     const consumer = link.consumers.get(check.u32(fields[0]))
     if (!consumer) return
@@ -269,6 +283,7 @@ export class Exchange {
     const { outbox } = this.machines()
     const route = outbox.findRoute(consumer.kind, consumer.name, consumer.group, consumer.owner)
     outbox.removeConsumer(consumer, this.clock.now())
+    if (consumer.isRelay) return
     if (route && fields[1] === true && route.consumers.length === 0) outbox.dropRoute(route, this.clock.now())
   }
 
@@ -283,14 +298,16 @@ export class Exchange {
       const lane = inbox.lanes.get(`${space}/${route}`)
       if (lane && lane.peer === link.peer)
         inbox.finishedThrough(lane, check.sequence(through), check.ascending(exceptions))
-      const { done, dead, expired, running, told } = inbox.answer(
+      const { done, dead, expired, running, told, relayed } = inbox.answer(
         link.peer,
         space,
         route,
         check.sequence(from),
         check.sequence(to),
       )
-      answers.push([spaceField, route, done, dead, running, expired, ...(told.length > 0 ? [told] : [])])
+      // Only who is a relay says what it has as one.
+      const more = inbox.relay !== null ? [told, relayed] : told.length > 0 ? [told] : []
+      answers.push([spaceField, route, done, dead, running, expired, ...more])
     }
     inbox.closeSpaces(link.peer, new Set(open))
     link.writer.control(FRAME.resumed, [answers])
@@ -300,7 +317,7 @@ export class Exchange {
 
   #resumed(link: LinkConnection, fields: unknown[]): void {
     const answers: ResumeAnswer[] = check.list(fields[0]).map((answer) => {
-      const [space, route, over, dead, running, expired, hearsay] = check.list(answer)
+      const [space, route, over, dead, running, expired, hearsay, relayed] = check.list(answer)
       const told = hearsay === undefined ? [] : check.ranges(hearsay)
       const done = new IntervalSet(told).without(check.ranges(over))
       const ends = { done, dead: check.ranges(dead), expired: check.ranges(expired), told }
@@ -309,6 +326,7 @@ export class Exchange {
         route: check.u32(route),
         ...ends,
         running: check.list(running).map(check.sequence),
+        relayed: relayed === undefined ? null : check.ranges(relayed),
       }
     })
     const { outbox } = this.machines()
@@ -350,10 +368,15 @@ export class Exchange {
 
   announce(link: LinkConnection, consumer: Parameters<Inbox['creditFor']>[0]): void {
     const { outbox } = this.machines()
-    if (link.announced.has(consumer.number)) return
+    // A peer is no relay of its own.
+    if (link.announced.has(consumer.number) || (consumer.isRelay && link.isSelf)) return
     link.announced.add(consumer.number)
     const { kind, name, group, owner, order, durable } = consumer
     if (!consumer.accounts.has(link.peer)) consumer.accounts.set(link.peer, freshAccount())
+    if (consumer.isRelay) {
+      link.writer.control(FRAME.relay, [consumer.number, DURABILITY_RANK[outbox.storeClass]])
+      return
+    }
     link.writer.control(FRAME.consume, [
       consumer.number,
       kind,

@@ -5,8 +5,10 @@
  */
 import {
   type ConnectionLane,
+  type Destination,
   freshAccount,
   Held,
+  type InEnd,
   InKey,
   InLane,
   type KnownAttempt,
@@ -28,6 +30,9 @@ const TOMBSTONES_MAX = 10_000
 
 /** A retry that comes so little before its time is run. */
 const EARLY_MS = 50
+
+/** Where the relay stands among the consumers: no name begins so. */
+const RELAY = 'relay'
 
 /** What one DATA frame comes to, where it is not held. */
 export type Verdict =
@@ -68,6 +73,23 @@ export class Inbox {
     return this.consumers.get(consumerName(kind, name, group, owner))
   }
 
+  /** Who takes a lane's messages here: its own consumer, or this peer as a relay. */
+  #takerOf({ kind, name, group, owner }: Destination): LocalConsumer | null {
+    return this.consumer(kind, name, group, owner) ?? this.relay
+  }
+
+  /** The consumer that this peer is as a relay. */
+  get relay(): LocalConsumer | null {
+    return this.consumers.get(RELAY) ?? null
+  }
+
+  /** From now on this peer takes as a relay what nobody takes here. */
+  addRelay(policy: LocalConsumer['policy']): LocalConsumer {
+    const relay = new LocalConsumer(++this.#consumerNumber, 'queue', '', '', '', false, 'none', policy, true)
+    this.consumers.set(RELAY, relay)
+    return relay
+  }
+
   addConsumer(
     kind: DestinationKind,
     name: string,
@@ -85,7 +107,8 @@ export class Inbox {
   /** Takes a consumer away; gives back what it held and did not start. */
   removeConsumer(consumer: LocalConsumer): Held[] {
     consumer.isClosed = true
-    this.consumers.delete(consumerName(consumer.kind, consumer.name, consumer.group, consumer.owner))
+    const { kind, name, group, owner, isRelay } = consumer
+    this.consumers.delete(isRelay ? RELAY : consumerName(kind, name, group, owner))
     return this.releaseHeld(consumer)
   }
 
@@ -125,14 +148,15 @@ export class Inbox {
     spaceBytes: Buffer,
     epoch: number,
     route: number,
-    destination: Omit<ConnectionLane, 'lane' | 'consumer' | 'isFinished' | 'isStale'>,
+    destination: Destination,
   ): ConnectionLane {
-    const { kind, name, group, owner } = destination
-    const consumer = this.consumer(kind, name, group, owner) ?? null
+    const consumer = this.#takerOf(destination)
     const isFinished = this.#tombstones.has(space)
     const isStale = this.rules.tombstones && !isFinished && epoch <= (this.#floors.get(peer) ?? 0)
     if (isFinished || isStale) return { ...destination, lane: null, isFinished, isStale, consumer }
-    return { ...destination, lane: this.#laneOf(peer, space, spaceBytes, epoch, route), isFinished, isStale, consumer }
+    const lane = this.#laneOf(peer, space, spaceBytes, epoch, route)
+    lane.destination = destination
+    return { ...destination, lane, isFinished, isStale, consumer }
   }
 
   #laneOf(peer: PeerId, space: SpaceId, spaceBytes: Buffer, epoch: number, route: number): InLane {
@@ -172,8 +196,7 @@ export class Inbox {
       this.duplicates++
       return { verdict: 'again', held: null, sequence }
     }
-    if (at.consumer === null || at.consumer.isClosed)
-      at.consumer = this.consumer(at.kind, at.name, at.group, at.owner) ?? null
+    if (at.consumer === null || at.consumer.isClosed) at.consumer = this.#takerOf(at)
     const consumer = at.consumer
     if (consumer === null) return { verdict: 'returned', held: null, sequence }
     this.#checkCredit(consumer, lane.peer)
@@ -247,8 +270,13 @@ export class Inbox {
     if (key) {
       if ((flags & DATA_FLAG.keyHead) !== 0) key.bouncing = false
       if (key.bouncing) return 'returned'
-      held.key = key
     }
+    // It was on its way when the last pull ended: here it would wait for one that may never come.
+    if (!consumer.isPushed && consumer.capacity <= consumer.readyCount) {
+      if (key) key.bouncing = true
+      return 'returned'
+    }
+    held.key = key
     lane.active.set(held.sequence, held)
     if (key?.busy) key.queue.push(held)
     else {
@@ -262,7 +290,7 @@ export class Inbox {
     if (consumer.order === 'none' || !this.rules.keyFollowsPredecessor) return null
     const key = consumer.order === 'strict' ? '' : data.key(held.frame, held.start)
     if (consumer.order === 'key' && key === '') return null
-    const name = `${held.lane.peer}/${key}`
+    const name = `${held.from}/${key}`
     let state = consumer.keys.get(name)
     if (!state) {
       state = new InKey(name)
@@ -394,6 +422,7 @@ export class Inbox {
     }
     lane.dead = unfinished(lane.dead, through, exceptions)
     lane.expired = unfinished(lane.expired, through, exceptions)
+    lane.relayed = unfinished(lane.relayed, through, exceptions)
     if (before !== lane.done.intervals) this.touch(lane)
   }
 
@@ -425,19 +454,44 @@ export class Inbox {
     return this.#floors.get(peer) ?? 0
   }
 
-  /** An operator forgets a peer's dedup state: what comes from its present spaces later is refused. */
-  forget(peer: PeerId, epoch: number): void {
-    this.#floors.set(peer, Math.max(this.floorOf(peer), epoch))
-    for (const lane of [...(this.#lanesOf.get(peer) ?? [])]) {
+  /** Does a handler, or a commit, have a message of this peer? */
+  isBusyFor(peer: PeerId): boolean {
+    for (const lane of this.#lanesOf.get(peer) ?? []) if (lane.active.size > 0) return true
+    return false
+  }
+
+  /** An operator forgets a peer's dedup state: what comes from its spaces up to now is refused (rule P11). */
+  forget(peer: PeerId, epoch: number): { lanes: number; spaces: number; floor: number } {
+    let floor = Math.max(this.floorOf(peer), epoch)
+    const lanes = [...(this.#lanesOf.get(peer) ?? [])]
+    for (const lane of lanes) {
+      floor = Math.max(floor, lane.epoch)
+      this.#dirty.delete(lane)
       this.lanes.delete(laneName(lane.space, lane.route))
       this.#changes.push(rows.remove(rows.doneKey(lane.space, lane.route)))
+      for (const sequence of lane.attempts.keys())
+        this.#changes.push(rows.remove(rows.attemptKey(lane.space, lane.route, sequence)))
     }
     this.#lanesOf.delete(peer)
+    let spaces = 0
     for (const [space, row] of this.#tombstones) {
       if (row.peer !== peer) continue
+      floor = Math.max(floor, row.epoch)
+      spaces++
       this.#tombstones.delete(space)
       this.#changes.push(rows.remove(rows.tombstoneKey(space)))
     }
+    for (const consumer of this.consumers.values()) {
+      consumer.accounts.delete(peer)
+      for (const name of consumer.keys.keys()) if (name.startsWith(`${peer}/`)) consumer.keys.delete(name)
+    }
+    this.#floors.set(peer, floor)
+    return { lanes: lanes.length, spaces, floor }
+  }
+
+  /** A store that was made anew has no space in common with the one before it. */
+  liftFloor(peer: PeerId): void {
+    this.#floors.delete(peer)
   }
 
   lanesOf(peer: PeerId): Iterable<InLane> {
@@ -451,8 +505,8 @@ export class Inbox {
     route: number,
     from: number,
     to: number,
-  ): { done: number[]; dead: number[]; expired: number[]; running: number[]; told: number[] } {
-    const nothing = { done: [], dead: [], expired: [], running: [], told: [] }
+  ): Record<InEnd | 'running' | 'told', number[]> {
+    const nothing = { done: [], dead: [], expired: [], relayed: [], running: [], told: [] }
     // Who closed the space was its sender: nothing of it is this store's own word.
     if (this.#tombstones.has(space)) return to < from ? nothing : { ...nothing, done: [from, to], told: [from, to] }
     const lane = this.lanes.get(laneName(space, route))
@@ -463,6 +517,7 @@ export class Inbox {
       done: lane.settled('done', from, to),
       dead: lane.settled('dead', from, to),
       expired: lane.settled('expired', from, to),
+      relayed: lane.settled('relayed', from, to),
       running,
       told: lane.told.within(from, to),
     }
@@ -499,6 +554,7 @@ export class Inbox {
     const lane = new InLane(row.peer, space, Buffer.from(space, 'hex'), row.epoch, route, row.ends, row.told)
     lane.dead = new IntervalSet(row.dead)
     lane.expired = new IntervalSet(row.expired ?? [])
+    lane.relayed = new IntervalSet(row.relayed ?? [])
     this.#remember(laneName(space, route), lane)
   }
 

@@ -75,6 +75,7 @@ export class Incarnations {
       done()
       return
     }
+    if (row && row.storeId !== hello.storeId) this.#turn.store.inbox.liftFloor(hello.peer)
     const earlier = row && row.storeId === hello.storeId ? [...row.earlier, row.space].slice(-16) : []
     const fresh: rows.PeerRow = {
       storeId: hello.storeId,
@@ -88,6 +89,15 @@ export class Incarnations {
     this.#dirtyPeers.add(hello.peer)
     if (this.#turn.options.rules.incarnationFirst) this.#turn.afterCommit(done)
     else done()
+  }
+
+  /** An operator forgot a peer: only what refuses its past is left. */
+  forget(peer: PeerId, floor: number): void {
+    const row = this.#turn.store.peers.get(peer)
+    if (!row) return
+    const { storeId, epoch, space, commit } = row
+    this.#turn.store.peers.set(peer, { storeId, epoch, space, commit, earlier: [], floor })
+    this.#dirtyPeers.add(peer)
   }
 
   /** A peer told how far its store is. */

@@ -65,6 +65,20 @@ export class IntervalSet {
     ends.splice(start, stop - start, low, high)
   }
 
+  /** Takes [from, to] out of the set. */
+  deleteRange(from: number, to: number): void {
+    const ends = this.#ends
+    const start = this.#search(from)
+    let stop = start
+    const kept: number[] = []
+    while (stop < ends.length && ends[stop]! <= to) {
+      if (ends[stop]! < from) kept.push(ends[stop]!, from - 1)
+      if (ends[stop + 1]! > to) kept.push(to + 1, ends[stop + 1]!)
+      stop += 2
+    }
+    ends.splice(start, stop - start, ...kept)
+  }
+
   /** Adds all of [1, through] except `exceptions`, which must be ascending. What was in the set stays in it. */
   addThrough(through: number, exceptions: readonly number[]): void {
     let from = 1

@@ -159,6 +159,13 @@ export class Links {
     target.cancel = target.timer = null
   }
 
+  /** Dials a peer no more, wherever it was found or is pinned. Gives those endpoints. */
+  removeTargetsOf(peer: PeerId): string[] {
+    const found = [...this.#targets].filter(([, target]) => target.peer === peer || target.pinned === peer)
+    for (const [endpoint] of found) this.removeTarget(endpoint)
+    return found.map(([, { endpoint }]) => endpoint)
+  }
+
   /** Why an endpoint is not up, as its last attempt said; empty where nothing is known. */
   reasonAt(endpoint: string): string {
     return this.#targets.get(endpoint)?.reason ?? ''

@@ -6,6 +6,7 @@ import { findLetters, removeLetter, type StoredLetter, showLetter } from './dead
 import { ConflictGate, type DeliveryHost, HeldDelivery, runHandler, TxFace } from './delivery.js'
 import type { Discovery } from './directory/discovery.js'
 import { PeerpostError } from './errors.js'
+import { declareLost, forgetPeer } from './forget.js'
 import type { ConsumerPolicy, Held, LocalConsumer, Taker } from './hold.js'
 import type { Durability } from './log/log.js'
 import type * as api from './message.js'
@@ -95,7 +96,8 @@ export class LocalPeer implements api.Peer, DeliveryHost {
 
   async publish(topic: string, body: unknown, options: api.SendOptions = NO_OPTIONS): Promise<api.PublishReceipt> {
     this.#checkOpen()
-    const learning = this.#discovery === null ? null : this.#learn(checkName('topic', topic))
+    const isDirect = (options.via ?? this.turn.options.via) !== 'relay'
+    const learning = this.#discovery === null || !isDirect ? null : this.#learn(checkName('topic', topic))
     if (learning !== null) {
       await learning
       if (this.#learning === learning) this.#learning = null
@@ -269,8 +271,25 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     )
   }
 
+  relay(): api.Consumer {
+    this.#checkOpen()
+    const { inbox } = this.turn.store
+    if (inbox.relay !== null) throw new PeerpostError('OPTION_INVALID', 'This peer is a relay already.')
+    for (const { kind, name } of inbox.consumers.values())
+      if (kind !== 'reply')
+        throw new PeerpostError(
+          'OPTION_INVALID',
+          `This peer consumes ${kind} "${name}" and cannot be a relay as well: open another peer for that.`,
+        )
+    const taker = this.turn.relays.host(this.#discovery)
+    this.turn.addTaker(taker)
+    this.turn.addConsumer(taker.consumer)
+    this.#discovery?.takesChanged()
+    return new LocalConsumerHandle(this.turn, taker, false, this.#discovery)
+  }
+
   #take(
-    kind: api.DestinationKind,
+    kind: Exclude<api.DestinationKind, 'reply' | 'publish'>,
     name: string,
     group: string,
     owner: string,
@@ -300,7 +319,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
   }
 
   #consumer(
-    kind: api.DestinationKind,
+    kind: Exclude<api.DestinationKind, 'reply' | 'publish'>,
     name: string,
     group: string,
     owner: string,
@@ -309,7 +328,12 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     policy: ConsumerPolicy,
   ): LocalConsumer {
     const known = this.turn.consumerOf(kind, name, group, owner)
-    if (!known && kind !== 'reply') this.#discovery?.checkRoom(kind, name, group, owner, durable)
+    if (this.turn.store.inbox.relay !== null)
+      throw new PeerpostError(
+        'OPTION_INVALID',
+        'This peer is a relay, which consumes nothing of its own: open another peer for that.',
+      )
+    if (!known) this.#discovery?.checkRoom(kind, name, group, owner, durable)
     if (!known) return this.turn.store.inbox.addConsumer(kind, name, group, owner, durable, order, policy)
     known.policy = policy
     return known
@@ -340,6 +364,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
       delayMs: 0,
       ttlMs: LIMITS.replyMs,
       commitFirst: false,
+      via: this.turn.options.via,
     }
     this.#sender.submit([this.turn.store.outbox.route('reply', to[0], '', '', false)], draft)
   }
@@ -451,7 +476,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     const { row } = letter
     const { outbox } = this.turn.store
     const bytes = row.frame.subarray(data.bodyStart(row.frame, 0))
-    const { a: _history, t: _ttl, d: _due, ...kept } = data.meta(row.frame, 0) ?? {}
+    const { a: _history, t: _ttl, d: _due, o: _origin, ...kept } = data.meta(row.frame, 0) ?? {}
     const draft: Draft = {
       key: data.key(row.frame, 0),
       meta: { ...kept, i: row.id },
@@ -461,6 +486,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
       delayMs: 0,
       ttlMs: Number.POSITIVE_INFINITY,
       commitFirst: true,
+      via: this.turn.options.via,
     }
     const route = outbox.route(
       row.kind,
@@ -504,13 +530,12 @@ export class LocalPeer implements api.Peer, DeliveryHost {
 
   declareLost(peer: string): { freed: number } {
     this.#checkOpen()
-    const freed = this.turn.store.outbox.giveUp(peer as api.PeerId, this.#clock.now())
-    this.turn.report(
-      'RECEIVER_RESET',
-      peer as api.PeerId,
-      `declared lost by an operator: ${freed} messages in doubt there may run elsewhere`,
-    )
-    return { freed }
+    return declareLost(this.turn, peer as api.PeerId, this.#clock.now())
+  }
+
+  forget(peer: string): api.Forgotten {
+    this.#checkOpen()
+    return forgetPeer(this.turn, this.#discovery, peer as api.PeerId, this.#clock.now())
   }
 
   on<Name extends keyof api.PeerEvents>(event: Name, listener: (...args: api.PeerEvents[Name]) => void): () => void {
@@ -559,7 +584,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
 /** What `send` resolves to. */
 class LocalReceipt implements api.Receipt {
   readonly durability: Durability
-  readonly at: 'sender' | 'consumer'
+  readonly at: api.Receipt['at']
   readonly #sent: Sent
   readonly #turn: Turn
 
@@ -594,9 +619,9 @@ function whenSettled(turn: Turn, sent: Sent, tell: (outcome: api.Outcome | null,
   sent.whenSettled(tell)
   const { outbox } = turn.store
   if (outbox.watch(sent)) return
-  // It is on disk only, or finished: the log knows.
+  // It is on disk only, with a relay, or finished: the log knows.
   const outcome = new Inspector(turn, '', []).outcome(outbox.idOf(sent.number, sent.space))
-  if (outcome === 'pending') return
+  if (outcome === 'pending' || outcome === 'relayed' || outcome === 'unknown') return
   outbox.unwatch(sent)
   sent.unsettled = 0
   sent.outcome = outcome === 'dead' || outcome === 'expired' ? outcome : 'done'

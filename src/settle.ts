@@ -3,16 +3,16 @@
  * The end of a delivery, as a pure machine: done, retry at a time, dead letter or expired becomes rows of the next batch,
  * together with all that the handler wrote; the acknowledgement leaves once that batch is durable.
  */
-import { type Held, type InLane, remainingMs } from './hold.js'
+import { type Held, type InEnd, type InLane, remainingMs } from './hold.js'
 import type { Change } from './log/log.js'
 import * as rows from './log/rows.js'
-import type { Attempt, PeerId } from './message.js'
+import type { Attempt, Outcome, PeerId } from './message.js'
 import { backoffMs } from './options.js'
 import type { Rules } from './rules.js'
 import { FRAME, type PacketWriter } from './transport/frame.js'
 
 /** Outcomes as an ACK frame says them. */
-export const ACK_OUTCOMES = ['done', 'dead', 'expired', 'withdrawn'] as const
+export const ACK_OUTCOMES = ['done', 'dead', 'expired', 'withdrawn', 'relayed'] as const
 
 /** A history travels with each redelivery and lies in one row: beyond so many bytes its oldest deliveries are let go. */
 const HISTORY_BYTES = 24 * 1024
@@ -45,6 +45,8 @@ export class Settle {
   #alone: Held[] = []
   #aloneCommitting: Held[] = []
   #ackLanes = new Map<PeerId, Set<InLane>>()
+  #relayEnds: Array<[lane: InLane, sequence: number, outcome: Outcome]> = []
+  #relayEndsCommitting: Array<[lane: InLane, sequence: number, outcome: Outcome]> = []
 
   constructor(
     readonly self: PeerId,
@@ -55,7 +57,8 @@ export class Settle {
 
   /** Started: the mark rides in the next batch, unless the end comes first. */
   started(held: Held): void {
-    if (!held.lane.isMemory && !held.startMarked) this.#marks.push(held)
+    // A relay ends what it takes at once, or runs nothing that could fail.
+    if (!held.lane.isMemory && !held.startMarked && !held.consumer.isRelay) this.#marks.push(held)
   }
 
   /**
@@ -81,7 +84,24 @@ export class Settle {
     this.#end(held, 'expired', false)
   }
 
-  #end(held: Held, outcome: 'done' | 'dead' | 'expired', hasChanges: boolean): void {
+  /** A relay has put it into routes of its own, in this batch. */
+  relayed(held: Held): void {
+    this.#end(held, 'relayed', true)
+  }
+
+  /** What this relay had handed on has ended there: its sender is told once that is durable. */
+  relayEnded(lane: InLane, sequence: number, outcome: Outcome): void {
+    lane.relayed.deleteRange(sequence, sequence)
+    lane[outcome].add(sequence)
+    if (lane.isMemory) {
+      this.again(lane, sequence, outcome)
+      return
+    }
+    this.touch(lane)
+    this.#relayEnds.push([lane, sequence, outcome])
+  }
+
+  #end(held: Held, outcome: InEnd, hasChanges: boolean): void {
     const { lane, sequence } = held
     lane[outcome].add(sequence)
     held.state = 'settling'
@@ -162,7 +182,7 @@ export class Settle {
       pattern: consumer.kind === 'topic' ? consumer.name : undefined,
       group: consumer.group,
       owner: consumer.owner,
-      from: lane.peer,
+      from: held.from,
       reason: reason.slice(0, 1000),
       deadAt: wallNow,
       attempts,
@@ -223,6 +243,7 @@ export class Settle {
       this.#alone.length > 0 ||
       this.#first.length > 0 ||
       this.#nacks.length > 0 ||
+      this.#relayEnds.length > 0 ||
       this.#later.length > 0
     )
   }
@@ -253,6 +274,8 @@ export class Settle {
     this.#pending = []
     this.#nacksCommitting = this.#nacks
     this.#nacks = []
+    this.#relayEndsCommitting = this.#relayEnds
+    this.#relayEnds = []
   }
 
   #mark(held: Held, started: 'shared' | 'alone', batch: Change[]): void {
@@ -270,6 +293,8 @@ export class Settle {
     this.#committing = []
     for (const nack of this.#nacksCommitting) this.#sendBack(nack)
     this.#nacksCommitting = []
+    for (const [lane, sequence, outcome] of this.#relayEndsCommitting) this.again(lane, sequence, outcome)
+    this.#relayEndsCommitting = []
     const first = this.#firstCommitting
     this.#firstCommitting = []
     const alone = this.#aloneCommitting

@@ -57,6 +57,8 @@ export class Inspector {
       done: counters.done + memoryCounters.done,
       dead: counters.dead + memoryCounters.dead,
       expired: counters.expired + memoryCounters.expired,
+      relayed: route.relayed,
+      lost: counters.lost + memoryCounters.lost,
       consumers: [...new Set(route.consumers.map((consumer) => consumer.peer))],
       waitingFor: this.#waitingFor(route),
     }
@@ -71,12 +73,14 @@ export class Inspector {
   }
 
   #waitingFor(route: Route): string | undefined {
+    const { store } = this.turn
     if (route.pending === 0) return undefined
     if (route.isFenced) {
       const peers = new Set<PeerId>()
       for (const lane of route.lanes) for (const peer of [...lane.unresolved, ...lane.running.values()]) peers.add(peer)
       return `word from ${[...peers].join(', ')}, who may have some of it from before the restart`
     }
+    if (route.kind === 'publish') return store.outbox.hasRelay ? undefined : 'a relay'
     if (route.consumers.length === 0)
       return route.kind === 'reply'
         ? 'a consumer'
@@ -115,18 +119,40 @@ export class Inspector {
     return false
   }
 
+  /** Is a message number among what relays have of a lane? Numbers rise with sequences, so a few rows tell. */
+  #isRelayed(lane: Lane, number: number): boolean {
+    for (const { ends } of lane.relayed.values())
+      for (let i = 0; i < ends.length; i += 2) if (this.#isWithin(lane, ends[i]!, ends[i + 1]!, number)) return true
+    return false
+  }
+
+  #isWithin(lane: Lane, from: number, to: number, number: number): boolean {
+    let [low, high] = [from, to]
+    while (low <= high) {
+      const middle = Math.floor((low + high) / 2)
+      const stored = this.turn.options.log.get(rows.relayedKey(lane.epoch, lane.number, middle))
+      const row = lane.relayedFresh.get(middle) ?? (stored && rows.read<rows.RelayedRow>(stored))
+      if (!row || row[1] === number) return row !== undefined
+      if (row[1] < number) low = middle + 1
+      else high = middle - 1
+    }
+    return false
+  }
+
   outcome(id: string): OutcomeAnswer {
     const place = this.#place(id)
     if (place === null) return 'unknown'
     const { space, number } = place
     const { outbox, lineage } = this.turn.store
-    const { isOurs, isPending, onDisk } = outbox.whereIs(space, number)
+    const { isOurs, isPending, onDisk, relayed } = outbox.whereIs(space, number)
     const entry = lineage.find((candidate) => candidate.space === space && !candidate.isLost)
     if (!isOurs && (!entry || space === this.turn.store.space)) return 'unknown'
     if (isPending || onDisk.some((lane) => this.#isOnDisk(lane, number))) return 'pending'
+    if (relayed.some((lane) => this.#isRelayed(lane, number))) return 'relayed'
     if (entry) {
       const row = this.turn.options.log.get(rows.outcomeKey(entry.epoch, number))
-      if (row) return rows.read<'dead' | 'expired'>(row)
+      const ended = row && rows.read<'dead' | 'expired' | 'lost'>(row)
+      if (ended) return ended === 'lost' ? 'unknown' : ended
     }
     return outbox.recentOutcome(space, number) ?? (this.turn.options.rules.idsTellNumber ? 'done' : 'unknown')
   }
@@ -162,6 +188,7 @@ export class Inspector {
       )
     }
     if (outcome === 'done') story.push('A consumer is done with it.')
+    if (outcome === 'relayed') story.push('A relay has it, and has not told how it ended.')
     if (outcome === 'unknown' && story.length === 0)
       story.push('This peer did not send it, or it was before what is remembered.')
     return { id, outcome, story }

@@ -1,7 +1,7 @@
 /**
  * The commands that look: status, routes, peers, explain; and the dead letters.
  */
-import type { DirectoryStatus, Explanation, PeerStatus, RouteStatus, Status } from '../../src/message.js'
+import type { DirectoryStatus, Explanation, Forgotten, PeerStatus, RouteStatus, Status } from '../../src/message.js'
 import { api, apiJson, CommandError, EXIT, type Target } from './connection.js'
 import { ageText, bytesText, print, safe, table, tell } from './output.js'
 
@@ -105,6 +105,26 @@ export async function declareLost(id: string, flags: LookFlags & { yes?: boolean
     body: '',
   })
   await print(flags.json ? JSON.stringify({ freed }) : `${freed} message(s) are free for other consumers`)
+}
+
+/** `peerpost peers forget ID`. */
+export async function forget(id: string, flags: LookFlags & { yes?: boolean }): Promise<void> {
+  if (!flags.yes)
+    throw new CommandError(
+      'USAGE',
+      'What this peer had in doubt may be done twice, and what it sent is refused, should it come back. Add --yes to go on.',
+      EXIT.usage,
+    )
+  const path = `/v1/peers/${encodeURIComponent(id)}/forget`
+  const removed = await apiJson<Forgotten>(flags, { method: 'POST', path, body: '' })
+  if (flags.json) return print(JSON.stringify(removed))
+  const { freed, subscriptions, expired, lanes, spaces, endpoints } = removed
+  await print(`${freed} message(s) are free for other consumers`)
+  await print(`${subscriptions} subscription(s) ended, ${expired} message(s) that were kept for it expire`)
+  await print(
+    `${lanes} line(s) and ${spaces} finished space(s) of it are forgotten: what it sent before will be refused`,
+  )
+  for (const endpoint of endpoints) await print(safe(`${endpoint} is dialed no more, until the next start`))
 }
 
 /** `peerpost explain ID`. */

@@ -51,6 +51,7 @@ export function adminRoutes(place: AdminPlace): Route[] {
     act('DELETE', '/v1/dead-letters/:id', (call) => discard(place, call)),
     act('POST', '/v1/dead-letters/redrive', (call) => redrive(place, call)),
     act('POST', '/v1/peers/:id/declare-lost', (call) => declareLost(place, call)),
+    act('POST', '/v1/peers/:id/forget', (call) => forget(place, call)),
     ...probes(place),
   ]
 }
@@ -194,4 +195,13 @@ async function declareLost({ peer }: AdminPlace, call: Call): Promise<Answer> {
   const { freed } = peer.declareLost(lost)
   call.audit('peers declare-lost', { lost, freed })
   return { status: 200, json: { freed } }
+}
+
+async function forget({ peer }: AdminPlace, call: Call): Promise<Answer> {
+  checkQuery(call, [])
+  commandOf(call, [])
+  const forgotten = call.params['id']!
+  const removed = peer.forget(forgotten)
+  call.audit('peers forget', { forgotten, ...removed })
+  return { status: 200, json: removed }
 }

@@ -108,6 +108,7 @@ export class Discovery {
     queue: new Set(),
     topic: new Set(),
     request: new Set(),
+    relay: new Set(),
   }
   readonly #refusals = new Map<string, string>()
   #record: Buffer | null = null
@@ -453,6 +454,16 @@ export class Discovery {
   #gone(peer: PeerId): void {
     this.#dialing.unwant(peer)
     this.#parts.rows.commit([{ key: peerRow(peer), value: null }], null)
+  }
+
+  /** Has a directory told of this peer? */
+  knowsPeer(peer: PeerId): boolean {
+    return this.#sightings.get(peer) !== undefined
+  }
+
+  /** An operator forgot a peer. A directory that lists it may tell of it again. */
+  forget(peer: PeerId): void {
+    this.#sightings.remove(peer)
   }
 
   #refuse(peer: PeerId | '', says: string): void {

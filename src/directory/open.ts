@@ -17,7 +17,7 @@ import { readDhtUrl } from './dhturl.js'
 import type { Directory } from './directory.js'
 import { Discovery, type DiscoveryParts } from './discovery.js'
 import { checkEtcdUrl } from './etcdurl.js'
-import type { Give, RecordKind, RecordProofs, Take } from './record.js'
+import { ALL_RELAYED, type Give, type RecordProofs, type Take } from './record.js'
 
 /** Schemes of directories that this version can ask. */
 const SCHEMES = ['tcp', 'tls', 'unix', 'etcd', 'etcds', 'dns', 'file', 'dht'] as const
@@ -152,6 +152,7 @@ export function discoveryOn(
       commit: (changes, done) => turn.commit(changes, done),
     },
     isTaking: (peer, { kind, name, group, owner }) =>
+      kind !== 'relay' &&
       turn.store.outbox.findRoute(kind, name, group, owner)?.consumers.some((each) => each.peer === peer) === true,
     keepFor: (take) => keepFor(turn, take),
     warn: (code, message) => turn.options.emit('warning', { code, message }),
@@ -167,8 +168,10 @@ function ownAddresses(): string[] {
 
 function takesOf(turn: Turn): Take[] {
   const takes: Take[] = []
-  for (const { kind, name, group, owner, durable } of turn.store.inbox.consumers.values())
-    if (kind !== 'reply') takes.push({ kind, name, group, owner, durable })
+  for (const { kind, name, group, owner, durable, isRelay } of turn.store.inbox.consumers.values()) {
+    if (isRelay) takes.push({ kind: 'relay', name: ALL_RELAYED, group, owner, durable })
+    else if (kind !== 'reply' && kind !== 'publish') takes.push({ kind, name, group, owner, durable })
+  }
   return takes
 }
 
@@ -176,8 +179,7 @@ function takesOf(turn: Turn): Take[] {
 function gaveOf(turn: Turn): Give[] {
   const gave: Give[] = []
   for (const { kind, name, counters, pending } of turn.store.outbox.routes.values())
-    if (kind !== 'reply' && kind !== 'topic' && (counters.accepted > 0 || pending > 0))
-      gave.push({ kind: kind as RecordKind, name })
+    if ((kind === 'queue' || kind === 'request') && (counters.accepted > 0 || pending > 0)) gave.push({ kind, name })
   return gave
 }
 

@@ -238,6 +238,11 @@ export class Sightings {
     }
   }
 
+  /** Whatever directories said of a peer. */
+  remove(peer: PeerId): void {
+    if (this.#peers.delete(peer)) this.events.gone(peer)
+  }
+
   /** A whole answer does not list what it listed before: it may only have been started again. */
   #missing(directory: number, name: string, listed: ReadonlySet<string>, now: Millis): void {
     for (const [peer, row] of this.#peers) {

@@ -69,7 +69,7 @@ export interface Ok extends Base {
   readonly value: string
   readonly class: Durability
   /** Which end has it: the sender's store, or the consumer's (elided or already settled). */
-  readonly at: 'sender' | 'consumer'
+  readonly at: 'sender' | 'consumer' | 'relay'
   readonly identity?: string | undefined
 }
 

@@ -87,6 +87,7 @@ class CoreNode implements SimNode {
       proofs: proofsOf(seat.name),
       limits: limitsOf(seat),
       rules: this.#rules,
+      via: seat.node.via ?? 'direct',
       emit: (event, ...args) => this.#heard(event, args),
     })
     turn.open((error) => {

@@ -4,6 +4,7 @@
  * printed as one line of JSON, and are all that a run depends on beside the code.
  */
 import type { Durability } from '../../src/log/log.js'
+import type { Via } from '../../src/message.js'
 import { LIMITS } from '../../src/options.js'
 import { CALM_NETWORK, type NetworkOptions, type PartitionMode } from './network.js'
 import { Rng } from './random.js'
@@ -17,6 +18,10 @@ export interface NodeOptions {
   /** Queues that it has a handler for. */
   readonly consumes: readonly string[]
   readonly concurrency: number
+  /** Which way its messages go: straight, unless given. */
+  readonly via?: Via
+  /** It hands on what others send, and does nothing else. */
+  readonly isRelay?: boolean
 }
 
 /** Share of the messages that a kind of behaviour falls on. What is left over simply succeeds. */

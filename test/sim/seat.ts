@@ -25,7 +25,12 @@ export interface SimMessage {
 }
 
 export type SendAnswer =
-  | { readonly kind: 'ok'; readonly class: Durability; readonly at: 'sender' | 'consumer'; readonly identity?: string }
+  | {
+      readonly kind: 'ok'
+      readonly class: Durability
+      readonly at: 'sender' | 'consumer' | 'relay'
+      readonly identity?: string
+    }
   /** `unknown`: it may arrive. Otherwise it never will. */
   | { readonly kind: 'error'; readonly code: string; readonly unknown: boolean }
 

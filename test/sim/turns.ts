@@ -88,6 +88,7 @@ export class Turns {
       proofs: proofsOf(name),
       limits: { ...LIMITS, inDoubt: 'failover', ...options.limits },
       rules: { ...ALL_RULES, ...options.rules },
+      via: 'direct',
       emit: (event, ...args) => this.#heard(process, event, args),
     })
     const process: Process = {
