@@ -657,6 +657,7 @@ function goOn(entry: Entry, origin: Origin, history: Meta['a']): void {
   entry.origin = origin[0]
   entry.attempts = origin[4]
   entry.rank = Math.min(entry.rank, origin[6])
+  if (origin[7]) entry.redelivered = true
   entry.history = history ?? null
 }
 

@@ -92,7 +92,8 @@ export class InLane {
       dead: this.dead.ends,
       expired: this.expired.ends,
       told: this.told.ends,
-      ...(this.relayed.intervals > 0 ? { relayed: this.relayed.ends } : {}),
+      // What a relay has of class memory ends with its process.
+      ...(this.relayed.intervals > 0 && !this.isMemory ? { relayed: this.relayed.ends } : {}),
     }
   }
 

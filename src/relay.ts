@@ -8,16 +8,21 @@ import { invariant } from './errors.js'
 import type { Held, LocalConsumer, Taker } from './hold.js'
 import { type Change, DURABILITY_RANK, type Durability, type Log } from './log/log.js'
 import * as rows from './log/rows.js'
-import type { Outcome, PeerId, SpaceId, StateLoss } from './message.js'
+import type { Outcome, PeerEvents, PeerId, SpaceId, StateLoss } from './message.js'
 import { Deque } from './queue.js'
 import type { RelayEnds } from './relayed.js'
 import type { Opened } from './restore.js'
-import type { Route } from './route.js'
+import type { Lane, Route } from './route.js'
 import { DATA_FLAG, data, type Meta, type Origin } from './transport/frame.js'
 
 /** What it asks of the turn. */
 export interface RelayShell {
-  readonly options: { readonly log: Log; readonly clock: Clock; readonly durability: Durability }
+  readonly options: {
+    readonly log: Log
+    readonly clock: Clock
+    readonly durability: Durability
+    emit<Name extends keyof PeerEvents>(event: Name, ...args: PeerEvents[Name]): void
+  }
   readonly store: Opened
   hasRoom(bytes: number): boolean
   classOf(peer: PeerId): Durability
@@ -48,7 +53,7 @@ const WORST: readonly Outcome[] = ['done', 'expired', 'dead']
 export class Relays {
   readonly #turn: RelayShell
   /** Handed over to this relay and not taken yet: the first one waits for room, or for word of who subscribes. */
-  readonly #queue = new Deque<Held>()
+  readonly #queue = new Deque<{ readonly held: Held; readonly rank: number }>()
   #finder: Finder | null = null
   #isLearning = false
   /** Rows of copies that are not durable yet. */
@@ -82,13 +87,17 @@ export class Relays {
         }
       }
     }
-    if (outcome !== 'lost' || ended === 0) return
-    const { kind, name } = lane.route
-    this.#turn.report(
-      'RECEIVER_RESET',
-      peer,
-      `${ended} messages of ${kind} "${name}" that it had taken as a relay are gone with its store`,
-    )
+    if (outcome === 'lost' && ended > 0) this.#tellLost(lane, peer, ended)
+  }
+
+  #tellLost({ route, isMemory }: Lane, peer: PeerId, count: number): void {
+    const what = `${count} messages of ${route.kind} "${route.name}" that it had taken as a relay`
+    if (!isMemory) this.#turn.report('RECEIVER_RESET', peer, `${what} are gone with its store`)
+    else
+      this.#turn.options.emit('warning', {
+        code: 'RELAY_LOST',
+        message: `${peer} was started anew: ${what} were of class memory and are gone.`,
+      })
   }
 
   #rowAt(key: Buffer): Buffer {
@@ -102,9 +111,12 @@ export class Relays {
   /** Makes this peer a relay: `addTaker` is to be given what comes back. */
   host(finder: Finder | null): Taker {
     this.#finder = finder
-    const consumer = this.#turn.store.inbox.addRelay(POLICY)
+    const { options, store } = this.#turn
+    const consumer = store.inbox.addRelay(POLICY)
     const start = (held: Held): void => {
-      this.#queue.push(held)
+      // Its sender is linked now, and may not be when there is room.
+      const ranks = [options.durability, this.#turn.classOf(held.lane.peer)].map((each) => DURABILITY_RANK[each])
+      this.#queue.push({ held, rank: Math.min(...ranks) })
       this.#takeAll()
     }
     return { consumer, room: POLICY.concurrency, isPull: false, leaseMs: POLICY.leaseMs, active: 0, start }
@@ -112,7 +124,8 @@ export class Relays {
 
   /** Takes in the order of arrival: who comes later may be of the same key. */
   #takeAll(): void {
-    for (let held = this.#queue.at(0); held; held = this.#queue.at(0)) {
+    for (let next = this.#queue.at(0); next; next = this.#queue.at(0)) {
+      const { held, rank } = next
       if (held.state === 'running') {
         if (this.#isLearning || !this.#turn.hasRoom(held.bytes)) return
         const topic = held.lane.destination?.kind === 'publish' ? held.meta?.n : undefined
@@ -120,7 +133,7 @@ export class Relays {
           this.#learn(this.#finder, topic)
           return
         }
-        this.#take(held)
+        this.#take(held, rank)
       }
       this.#queue.shift()
     }
@@ -135,7 +148,7 @@ export class Relays {
   }
 
   /** Into its routes, in the commit that says so to its sender. */
-  #take(held: Held): void {
+  #take(held: Held, rank: number): void {
     const { store, options } = this.#turn
     const routes = this.#routesOf(held)
     if (routes.length === 0) {
@@ -145,8 +158,17 @@ export class Relays {
     const { lane, frame, start, end, sequence } = held
     const { clock } = options
     const age = data.created(frame, start) + clock.now() - held.startedAt
-    const rank = Math.min(DURABILITY_RANK[options.durability], DURABILITY_RANK[this.#turn.classOf(lane.peer)])
-    const origin: Origin = [lane.peer, lane.spaceBytes, lane.route, sequence, held.attempts, routes.length, rank]
+    const { attempts, redelivered } = held
+    const origin: Origin = [
+      lane.peer,
+      lane.spaceBytes,
+      lane.route,
+      sequence,
+      attempts,
+      routes.length,
+      rank,
+      redelivered,
+    ]
     const { d: _due, v: _via, ...kept } = held.meta ?? {}
     const meta: Meta = { ...kept, i: held.id, o: origin }
     const flags = data.flags(frame, start)

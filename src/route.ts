@@ -85,8 +85,12 @@ export class Entry {
     return this.end - this.start
   }
 
-  /** A relay may have it: its sender wants that, or nobody else has been here to take it for some time. */
+  /**
+   * A relay may have it: its sender wants that, or nobody else has been here to take it for some time. Not what may have
+   * been done at a consumer that was given up on: that one knows it by this route alone.
+   */
   get mayBeRelayed(): boolean {
+    if (this.others !== null) return false
     return this.via === 'relay' || (this.via === 'relay-if-away' && this.route.isAway)
   }
 

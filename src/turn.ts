@@ -661,9 +661,9 @@ export class Turn {
     return this.commitNumber + (this.#committing ? 1 : 0)
   }
 
-  /** The class of a linked peer's store; of one that has gone, the lowest. */
+  /** The class of a linked peer's store. */
   classOf(peer: PeerId): Durability {
-    return this.links.up.get(peer)?.hello?.durability ?? 'memory'
+    return this.links.up.get(peer)?.hello?.durability ?? this.options.durability
   }
 
   /** The consumer of a kind and name here, or undefined. */

@@ -125,7 +125,7 @@ export function checkMeta(meta: Meta | undefined): void {
 }
 
 function checkOrigin(value: unknown): void {
-  const [peer, space, route, at, attempts, copies, lowest] = list(value)
+  const [peer, space, route, at, attempts, copies, lowest, redelivered] = list(value)
   name(peer)
   spaceBytes(space)
   u32(route)
@@ -133,6 +133,7 @@ function checkOrigin(value: unknown): void {
   u16(attempts)
   count(copies)
   rank(lowest)
+  if (typeof redelivered !== 'boolean') throw violation('a relay does not say whether a message is redelivered')
 }
 
 function checkHeaders(headers: unknown): void {

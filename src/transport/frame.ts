@@ -387,7 +387,8 @@ export interface Meta {
 
 /**
  * Peer, space, route and sequence of a message at its sender; deliveries that counted before the relay had it; to how many
- * subscriptions the relay hands it on; and the rank of the lower class of both stores.
+ * subscriptions the relay hands it on; the rank of the lower class of both stores; and whether the relay had it marked as
+ * redelivered.
  */
 export type Origin = readonly [
   peer: PeerId,
@@ -397,6 +398,7 @@ export type Origin = readonly [
   attempts: number,
   copies: number,
   rank: number,
+  redelivered: boolean,
 ]
 
 /** Body bytes and how to read them: raw bytes stay bytes, everything else is msgpack. */

@@ -56,7 +56,7 @@ const FULL_META: Meta = {
 export function frames(): Record<string, Buffer> {
   const full = dataFrame(FULL_META, 'customer-7', { order: 7 })
   const plain = dataFrame(undefined, '', Buffer.from('raw'))
-  const relayed = dataFrame({ i: 'order-7', v: 'relay', o: [PEER, SPACE, 7, 46, 1, 2, 2] }, 'customer-7', 1)
+  const relayed = dataFrame({ i: 'order-7', v: 'relay', o: [PEER, SPACE, 7, 46, 1, 2, 2, true] }, 'customer-7', 1)
   return {
     hello: control(FRAME.hello, 'peerpost', 1, 1, PEER, NONCE, SPACE_ID, 3, SPACE_ID, 4, 'orders', 2),
     proof: control(FRAME.proof, Buffer.alloc(64, 1), Buffer.alloc(32, 2)),

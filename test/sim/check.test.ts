@@ -74,7 +74,8 @@ function correctHistory(plans: readonly Plan[]): HistoryEvent[] {
     }
   }
   recorder.add('world', { f: 'heal' })
-  for (const [node, count] of counts) recorder.add(node, { f: 'count', route: 'q', pending: 0, ...count })
+  for (const [node, count] of counts)
+    recorder.add(node, { f: 'count', route: 'q', pending: 0, relayed: 0, lost: 0, ...count })
   now += 1000
   recorder.add('world', { f: 'drained' })
   return recorder.events

@@ -162,6 +162,9 @@ export interface Count extends Base {
   readonly done: number
   readonly dead: number
   readonly expired: number
+  /** With a relay, and lost with one. */
+  readonly relayed: number
+  readonly lost: number
 }
 
 /** The sender asked for the outcome of a message at the end. */

@@ -12,6 +12,7 @@ export const TOY_LIMITS: ProfileLimits = {
   faults: ['kill', 'power', 'stop', 'pause', 'full', 'jump', 'partition', 'cut'],
   extras: false,
   directories: false,
+  relays: false,
 }
 
 export const KINDS: Readonly<Record<string, { readonly node: NodeKind; readonly limits: ProfileLimits }>> = {

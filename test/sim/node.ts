@@ -6,6 +6,7 @@
 import { serverDirectory } from '../../src/directory/client.js'
 import type { Discovery } from '../../src/directory/discovery.js'
 import { discoveryOn } from '../../src/directory/open.js'
+import { ALL_RELAYED } from '../../src/directory/record.js'
 import { PeerpostError } from '../../src/errors.js'
 import type { Held } from '../../src/hold.js'
 import type { Log } from '../../src/log/log.js'
@@ -99,10 +100,12 @@ class CoreNode implements SimNode {
       this.#sender = new Sender(turn)
       this.#inspector = new Inspector(turn, seat.name, [])
       watchMarks(turn, seat)
+      if (seat.directories.length > 0) this.#discover(turn, seat.directories)
       this.#consume(turn)
       seat.transport.listenSync(seat.endpoint, turn.links.accept)
-      if (seat.directories.length > 0) this.#discover(turn, seat.directories)
-      else for (const endpoint of seat.dials) turn.links.addTarget(endpoint)
+      this.#discovery?.open()
+      if (this.#discovery && (seat.node.via ?? 'direct') !== 'direct') this.#discovery.gives('relay', ALL_RELAYED)
+      if (this.#discovery === null) for (const endpoint of seat.dials) turn.links.addTarget(endpoint)
       for (const work of this.#waiting.splice(0)) work()
     })
   }
@@ -121,7 +124,6 @@ class CoreNode implements SimNode {
       policy: { schemes: ['memory'], allowed: { has: () => true }, resolve: () => undefined },
       endpoints: () => [endpoint.replace(/^sim:/, 'memory:')],
     })
-    this.#discovery.open()
   }
 
   #heard<Name extends keyof PeerEvents>(event: Name, args: PeerEvents[Name]): void {
@@ -152,6 +154,11 @@ class CoreNode implements SimNode {
 
   #consume(turn: Turn): void {
     const { node, options } = this.#seat
+    if (node.isRelay) {
+      const taker = turn.relays.host(this.#discovery)
+      turn.addTaker(taker)
+      turn.addConsumer(taker.consumer)
+    }
     for (const queue of node.consumes) {
       const policy = {
         concurrency: node.concurrency,
@@ -305,6 +312,9 @@ class CoreNode implements SimNode {
     if (!turn.isQuiet) lines.push('A commit is under way, or wanted.')
     if (turn.handlers.running > 0) lines.push(`${turn.handlers.running} handlers run.`)
     for (const route of turn.store.outbox.routes.values()) {
+      for (const lane of route.lanes)
+        for (const [relay, { ends }] of lane.relayed)
+          lines.push(`${ends.join(' ')} of ${route.name} in ${lane.space}/${lane.number} are with ${relay}.`)
       if (route.pending === 0) continue
       const entries = route.lanes.flatMap((lane) =>
         [...lane.entries()].map(
@@ -342,7 +352,7 @@ class CoreNode implements SimNode {
     const turn = this.#turn
     if (turn === null || turn.failure) return false
     if (!turn.isQuiet || turn.handlers.running > 0) return false
-    for (const route of turn.store.outbox.routes.values()) if (route.pending > 0) return false
+    for (const route of turn.store.outbox.routes.values()) if (route.pending > 0 || route.relayed > 0) return false
     return true
   }
 
@@ -356,6 +366,8 @@ class CoreNode implements SimNode {
       done: route.counters.done,
       dead: route.counters.dead,
       expired: route.counters.expired,
+      relayed: route.counters.relayed,
+      lost: route.counters.lost,
     }))
   }
 

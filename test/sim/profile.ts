@@ -172,6 +172,8 @@ export interface ProfileLimits {
   readonly extras: boolean
   /** Nodes that find each other by directories, in some of the seeds. */
   readonly directories: boolean
+  /** Relays beside the other nodes, in some of the seeds. */
+  readonly relays: boolean
 }
 
 export const EVERYTHING: ProfileLimits = {
@@ -180,6 +182,7 @@ export const EVERYTHING: ProfileLimits = {
   faults: ['kill', 'power', 'stop', 'wipe', 'restore', 'pause', 'full', 'jump', 'partition', 'cut'],
   extras: true,
   directories: true,
+  relays: true,
 }
 
 const NAMES = ['a', 'b', 'c', 'd', 'e', 'f', 'g']
@@ -192,7 +195,9 @@ export function profile(seed: number, limits: ProfileLimits = EVERYTHING): RunOp
   const rng = new Rng(seed).fork('profile')
   const safetyMs = rng.between(2, 20) * 1000
   const allowsLower = !limits.extras || rng.fork('lower').chance(0.5)
-  const { nodes, queues } = drawNodes(rng.fork('nodes'), limits, allowsLower)
+  const drawn = drawNodes(rng.fork('nodes'), limits, allowsLower)
+  const { queues } = drawn
+  const nodes = limits.relays ? withRelays(rng.fork('relays'), drawn.nodes) : drawn.nodes
   const work = limits.extras ? drawWork(rng.fork('work')) : PLAIN_WORK
   const directories = limits.directories ? drawDirectories(rng.fork('directories')) : undefined
   const faults = drawFaults(rng.fork('faults'), limits, nodes, safetyMs)
@@ -246,6 +251,17 @@ function drawNodes(rng: Rng, limits: ProfileLimits, allowsLower: boolean): { nod
     }
   })
   return { nodes: allowsLower ? nodes : keepClasses(nodes), queues }
+}
+
+const VIAS: readonly Via[] = ['direct', 'relay', 'relay-if-away']
+
+/** One or two relays in a sixth of the seeds; each sender has a way of its own. */
+function withRelays(rng: Rng, nodes: NodeOptions[]): NodeOptions[] {
+  if (!rng.chance(1 / 6)) return nodes
+  const relays = ['y', 'z'].slice(0, rng.between(1, 2)).map((name): NodeOptions => {
+    return { name, class: 'disk', sends: false, consumes: [], concurrency: 1, isRelay: true }
+  })
+  return [...nodes.map((node) => ({ ...node, via: rng.pick(VIAS) })), ...relays]
 }
 
 /** A message that keeps its class needs a consumer that has it: some consumer of each queue has the highest there is. */
@@ -319,8 +335,11 @@ function drawFaults(rng: Rng, limits: ProfileLimits, nodes: readonly NodeOptions
   for (const kind of limits.faults) {
     const own = rng.fork(kind)
     if (!own.chance(0.35)) continue
-    const count = own.between(1, kind === 'wipe' || kind === 'restore' ? 2 : 4)
-    for (let i = 0; i < count; i++) faults.push(drawFault(own, kind, own.pick(nodes).name, safetyMs))
+    const isLoss = kind === 'wipe' || kind === 'restore'
+    // What a relay has nobody else has: a relay that loses its store loses messages, and that is not promised.
+    const struck = isLoss ? nodes.filter(({ isRelay }) => !isRelay) : nodes
+    const count = own.between(1, isLoss ? 2 : 4)
+    for (let i = 0; i < count; i++) faults.push(drawFault(own, kind, own.pick(struck).name, safetyMs))
   }
   return faults.sort((a, b) => a.at - b.at)
 }

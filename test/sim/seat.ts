@@ -116,6 +116,8 @@ export interface RouteCount {
   readonly done: number
   readonly dead: number
   readonly expired: number
+  readonly relayed: number
+  readonly lost: number
 }
 
 /** What a scan finds on a disk: a row that a handler has put, or a message in one of its places. */

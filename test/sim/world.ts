@@ -182,6 +182,7 @@ class World {
       drained: true,
       drainWithinMs: this.#options.drainMs,
       allowedReports: this.#allowed,
+      relays: new Set(this.#options.nodes.filter(({ isRelay }) => isRelay).map(({ name }) => name)),
       ...(this.#options.allowLower ? {} : { classes: this.#classes() }),
       ...(isCalm(this.#options) ? { maxStarts: this.#options.maxAttempts } : {}),
     }
