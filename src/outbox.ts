@@ -504,7 +504,8 @@ export class Outbox extends Watched {
     if (outcome === 'relayed') this.passTo(by!, entry)
     else {
       this.#mayContest(entry, outcome, by, holder)
-      this.passedOn(entry.slab, entry.start, outcome)
+      // Of an expiry the shell has heard before it was written.
+      if (!isCounted) this.passedOn(entry.slab, entry.start, outcome)
       if (lane.isMemory) route.memoryCounters[outcome]++
       else if (!isCounted) route.counters[outcome]++
     }
@@ -550,6 +551,7 @@ export class Outbox extends Watched {
     entry.state = 'expiring'
     entry.expiresAt = now
     this.expiring.push(entry)
+    this.passedOn(entry.slab, entry.start, 'expired')
   }
 
   // --- time

@@ -378,12 +378,13 @@ export class Turn {
     const now = clock.now()
     this.#submitWall = 0
     this.#due(now)
-    this.relays.run()
     this.#load(now)
     this.#start(now)
     this.store.outbox.pump(clock.wall(), now)
     this.#letters.askBack()
     this.#letters.keepRefused()
+    // How what was handed on has ended belongs into the batch that forgets it.
+    this.relays.run()
     this.#flush()
     this.#commit(now)
     this.#confirm()

@@ -7,7 +7,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import { test } from 'tap'
-import { check, type Expectations, type Property } from './check.js'
+import { check } from './check.js'
+import type { Expectations, Property } from './expectations.js'
 import { type Effect, type HistoryEvent, type Invoke, Recorder, readHistory } from './history.js'
 
 const EXPECTED: Expectations = { inDoubt: 'wait', drained: true, drainWithinMs: 60_000 }

@@ -329,6 +329,9 @@ class CoreNode implements SimNode {
         `${route.name} has ${route.pending} pending (${entries.join(', ')}), lanes ${lanes.join('; ')}, ${route.consumers.length} consumers.`,
       )
     }
+    for (const lane of turn.store.inbox.lanes.values())
+      if (lane.relayed.intervals > 0)
+        lines.push(`${lane.relayed.ends.join(' ')} of ${lane.space}/${lane.route} were taken as a relay.`)
     if (lines.length === 0) return ''
     for (const { url, state, isAnnounced, reason } of this.#discovery?.status().servers ?? [])
       lines.push(`${url} is ${state}${isAnnounced ? ', announced' : ''}${reason ? ` (${reason})` : ''}.`)

@@ -3,7 +3,7 @@
  * handlers see, and what a scan of its disk finds.
  */
 import type { Durability, Outcome, OutcomeAnswer } from '../../src/message.js'
-import type { Verdict } from './check.js'
+import type { Verdict } from './expectations.js'
 import type { Via } from './history.js'
 import type { Life, SimClock } from './kernel.js'
 import type { SimTransport } from './network.js'

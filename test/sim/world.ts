@@ -9,8 +9,9 @@
  */
 import { PeerpostError, reasonOf } from '../../src/errors.js'
 import type { Durability } from '../../src/message.js'
-import { type CheckReport, check, type Expectations, type ExpectedReport } from './check.js'
+import { check } from './check.js'
 import { SimDirectories } from './directories.js'
+import type { CheckReport, Expectations, ExpectedReport } from './expectations.js'
 import { type HistoryEvent, type NewEvent, Recorder } from './history.js'
 import { type Death, Kernel, Life, type SeamCall, SimClock, type WallClock } from './kernel.js'
 import { SimNetwork } from './network.js'
