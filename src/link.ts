@@ -230,6 +230,8 @@ export class LinkConnection implements Carrier {
   hello: Hello | null = null
   /** The other side's answer to WELCOME, and whether we have given ours. */
   otherKnows: boolean | null = null
+  /** We lack what the other side remembers of us: it is about to say so. */
+  isMissed = false
   lastHeard = 0
   lastSent = 0
   pingSentAt = 0
