@@ -245,6 +245,8 @@ export class LinkConnection implements Carrier {
   lastSent = 0
   pingSentAt = 0
   roundTripMs: number | undefined
+  /** When the last PING was sent that was answered. */
+  answeredAt = Number.NEGATIVE_INFINITY
   /** When another process said to be this peer, this one was pinged; and it answered. */
   challenge = 0
   hasAnswered = false

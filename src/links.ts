@@ -260,6 +260,7 @@ export class Links {
   #pong(link: LinkConnection, pingedAt: unknown): void {
     if (typeof pingedAt !== 'number') throw violation('a PONG has no time')
     link.roundTripMs = this.clock.now() - pingedAt
+    link.answeredAt = Math.max(link.answeredAt, pingedAt)
     if (link.challenge !== 0 && pingedAt === link.challenge) link.hasAnswered = true
   }
 
@@ -474,6 +475,16 @@ export class Links {
       this.#lower(link, reason)
       link.connection.destroy(reason)
     }
+  }
+
+  /**
+   * Asks every other side for an answer. Once `isAnswered` says that it came, that side has read all that was said
+   * before, and what it sent before it read that has come.
+   */
+  ask(): { isAnswered(): boolean } {
+    const at = this.clock.now()
+    for (const link of this.up.values()) if (!link.isSelf) link.writer.control(FRAME.ping, [at])
+    return { isAnswered: () => [...this.up.values()].every((link) => link.isSelf || link.answeredAt >= at) }
   }
 
   /** A link to the peer itself, so that what it sends to its own queues takes the same path: its frames stay in memory. */
