@@ -20,7 +20,7 @@ import type { LineageEntry, PeerRow } from './log/rows.js'
 import type { PeerId, PeerStatus, SpaceId, StateLoss } from './message.js'
 import type { Limits } from './options.js'
 import type { Rules } from './rules.js'
-import { pinOf } from './transport/endpoint.js'
+import { pinOf, schemeOf } from './transport/endpoint.js'
 import { FRAME, readControl, readPacket, violation } from './transport/frame.js'
 import type { Accept, Connection, ConnectionEvents } from './transport/transport.js'
 
@@ -190,8 +190,15 @@ export class Links {
   /** A channel came in. */
   accept: Accept = (connection) => this.#begin(connection, null)
 
-  #begin(connection: Connection, target: Target | null): ConnectionEvents {
-    const link = new LinkConnection(connection, target !== null, target?.endpoint ?? null)
+  /** A channel came in at an endpoint of this peer. */
+  acceptAt(endpoint: string): Accept {
+    const transport = schemeOf(endpoint)
+    return (connection) => this.#begin(connection, null, transport)
+  }
+
+  #begin(connection: Connection, target: Target | null, transport = ''): ConnectionEvents {
+    const by = target === null ? transport : schemeOf(target.dialed)
+    const link = new LinkConnection(connection, target !== null, target?.endpoint ?? null, by)
     this.#open.add(link)
     if (target) target.link = link
     link.lastHeard = link.lastSent = this.clock.now()
@@ -356,6 +363,7 @@ export class Links {
         this.bye(old, 'SUPERSEDED', 'a newer connection of these two peers is in use')
     }
     link.state = 'up'
+    link.upSince = this.clock.wall()
     link.handshake = null
     this.up.set(link.peer, link)
     const target = [...this.#targets.values()].find((candidate) => candidate.link === link)
@@ -537,6 +545,9 @@ export class Links {
         endpoint: target.endpoint,
         roundTripMs: undefined,
         reason: target.reason || undefined,
+        transport: schemeOf(target.dialed),
+        upSince: undefined,
+        isDialer: true,
       })
     }
     return found
@@ -551,6 +562,9 @@ export class Links {
       endpoint,
       roundTripMs: link?.roundTripMs,
       reason: undefined,
+      transport: link?.transport || undefined,
+      upSince: link?.upSince,
+      isDialer: link?.isDialer,
     }
   }
 

@@ -234,7 +234,7 @@ async function listenAll(
 ): Promise<string[]> {
   const listeners: Listener[] = []
   for (const endpoint of endpoints)
-    listeners.push(await transportFor(endpoint, transports).listen(endpoint, turn.links.accept))
+    listeners.push(await transportFor(endpoint, transports).listen(endpoint, turn.links.acceptAt(endpoint)))
   return listeners.map((listener) => listener.endpoint)
 }
 

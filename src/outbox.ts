@@ -190,6 +190,14 @@ export class Outbox extends Backlog {
     return freed
   }
 
+  /** When the messages in doubt at a peer become free; Infinity where they wait for its word. */
+  freeAt(peer: PeerId): number {
+    const down = this.down.get(peer)
+    return down === undefined || this.limits.inDoubt === 'wait'
+      ? Number.POSITIVE_INFINITY
+      : down + this.limits.failoverMs
+  }
+
   /** What a peer may have of each route: messages in doubt, and lines of before a restart that wait for its word. */
   *heldBy(peer: PeerId): Iterable<{ route: Route; entries: Entry[]; older: Lane[] }> {
     const doubt = [...(this.#doubt.get(peer) ?? [])]
