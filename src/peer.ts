@@ -177,7 +177,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
         face.drop()
         throw thrown
       }
-      await this.#learned()
+      await this.learned()
       this.#checkOpen()
       const buffer = face.end()
       if (buffer === null) return result
@@ -190,11 +190,12 @@ export class LocalPeer implements api.Peer, DeliveryHost {
   }
 
   /** What a transaction publishes goes to those whom the directories know. */
-  async #learned(): Promise<void> {
+  learned(): Promise<void> | null {
     const learning = this.#learning
-    if (learning === null) return
-    await learning
-    if (this.#learning === learning) this.#learning = null
+    if (learning === null) return null
+    return learning.then(() => {
+      if (this.#learning === learning) this.#learning = null
+    })
   }
 
   #commitTransaction(buffer: TxBuffer): Promise<boolean> {

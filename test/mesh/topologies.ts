@@ -44,6 +44,7 @@ const freePort = (): Promise<number> =>
 /** The peers are the directory; each is told where the first one is. */
 const dht = (listen: string): MeshFactory => ({
   patienceMs: 40_000,
+  isSlowToTell: true,
   async create(t) {
     await loadParts()
     const place = `/ip4/127.0.0.1/tcp/${await freePort()}`
