@@ -60,28 +60,46 @@ async function all(workers: readonly Worker[], order: (index: number) => Order):
   return [answers, performance.now() - began]
 }
 
-const rssOf = (answers: readonly Answer[]): number => answers.reduce((sum, { rss }) => sum + rss, 0)
+/** What all processes have in use and have computed: the directory's, and the peers' together. */
+interface Rest {
+  readonly directory: Answer
+  readonly rss: number
+  readonly cpuMs: number
+}
+
+async function rest(directory: Worker, workers: readonly Worker[]): Promise<Rest> {
+  const server = await directory.ask({ kind: 'rest' })
+  const [answers] = await all(workers, () => ({ kind: 'rest' }))
+  const sum = (of: (answer: Answer) => number): number => answers.reduce((total, answer) => total + of(answer), 0)
+  return { directory: server, rss: sum(({ rss }) => rss), cpuMs: sum((answer) => answer.cpuMs) }
+}
+
+/** On a machine that others use as well, the time that was computed says more than the time that passed. */
+const computed = (before: Rest, after: Rest): string =>
+  `computing ${seconds(after.cpuMs - before.cpuMs)}, the directory ${seconds(after.directory.cpuMs - before.directory.cpuMs)}`
 
 async function measure(directory: Worker, workers: readonly Worker[]): Promise<boolean> {
   const { url } = await directory.ask({ kind: 'directory' })
-  const before = [
-    rssOf(await directory.ask({ kind: 'rest' }).then((answer) => [answer])),
-    rssOf((await all(workers, () => ({ kind: 'rest' })))[0]),
-  ]
+  const before = await rest(directory, workers)
   const [, openMs] = await all(workers, (index) => ({ kind: 'open', url: url!, from: index, step: processes, count }))
-  say(`${count} peers in ${processes} processes are open and registered after ${seconds(openMs)}`)
-  const server = (await directory.ask({ kind: 'rest' })).rss - before[0]!
-  const idle = rssOf((await all(workers, () => ({ kind: 'rest' })))[0]) - before[1]!
-  say(`an idle peer takes ${kib(idle / count)} in its process, and ${kib(server / count)} at the server`)
+  const opened = await rest(directory, workers)
+  say(
+    `${count} peers in ${processes} processes are open and registered after ${seconds(openMs)}, ${computed(before, opened)}`,
+  )
+  const idle = (opened.rss - before.rss) / count
+  const server = (opened.directory.rss - before.directory.rss) / count
+  say(`an idle peer takes ${kib(idle)} in its process, and ${kib(server)} at the server`)
   const [answers, sendMs] = await all(workers, () => ({ kind: 'send' }))
+  const sent = await rest(directory, workers)
   const times = answers.flatMap((answer) => answer.times ?? []).sort((a, b) => a - b)
   const done = answers.reduce((sum, answer) => sum + (answer.done ?? 0), 0)
-  say(`each found another one by its queue and sent it a message: ${done} of ${count} done after ${seconds(sendMs)}`)
   say(
-    `from send to done, dialing included: p50 ${Math.round(at(times, 0.5))} ms, p99 ${Math.round(at(times, 0.99))} ms`,
+    `each found another one by its queue and sent it a message: ${done} of ${count} done after ${seconds(sendMs)}, ${computed(opened, sent)}`,
   )
-  const linked = rssOf((await all(workers, () => ({ kind: 'rest' })))[0]) - before[1]!
-  say(`an idle peer with two links takes ${kib(linked / count)}`)
+  say(
+    `from send to done, all at once, dialing included: p50 ${Math.round(at(times, 0.5))} ms, p99 ${Math.round(at(times, 0.99))} ms`,
+  )
+  say(`an idle peer with two links takes ${kib((sent.rss - before.rss) / count)}`)
   await all(workers, () => ({ kind: 'close' }))
   return done === count
 }

@@ -24,6 +24,8 @@ export type Order =
 
 export interface Answer {
   readonly rss: number
+  /** What this process has computed so far. */
+  readonly cpuMs: number
   readonly url?: string
   readonly times?: readonly number[]
   readonly done?: number
@@ -92,10 +94,15 @@ async function obey(order: Order): Promise<Partial<Answer>> {
   return {}
 }
 
+function cpuMs(): number {
+  const { user, system } = process.cpuUsage()
+  return (user + system) / 1000
+}
+
 process.on('disconnect', () => process.exit())
 process.on('message', (order: Order) => {
   obey(order).then(
-    (answer) => process.send?.({ rss: process.memoryUsage.rss(), ...answer } satisfies Answer),
-    (error: unknown) => process.send?.({ rss: 0, error: String(error) } satisfies Answer),
+    (answer) => process.send?.({ rss: process.memoryUsage.rss(), cpuMs: cpuMs(), ...answer } satisfies Answer),
+    (error: unknown) => process.send?.({ rss: 0, cpuMs: 0, error: String(error) } satisfies Answer),
   )
 })
