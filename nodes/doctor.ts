@@ -15,20 +15,14 @@ import {
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
-import type { Status } from '../src/message.js'
-import { apiJson, CommandError, type Target } from './client/connection.js'
+import { CommandError, type Target } from './client/connection.js'
 import { bytesText, print } from './client/output.js'
-
-interface Finding {
-  readonly check: string
-  readonly verdict: 'ok' | 'warn' | 'fail'
-  readonly says: string
-}
+import { type Finding, links } from './diagnosis.js'
 
 /** Runs every check. Ends with a failure when one found something that must be mended. */
 export async function doctor(flags: Target & { json?: boolean }): Promise<void> {
   const data = resolve(flags.data ?? process.env['PEERPOST_DATA'] ?? '.peerpost')
-  const findings = [node(), clock(), openFiles(), space(data), folder(data), flush(data), ...(await sidecar(flags))]
+  const findings = [node(), clock(), openFiles(), space(data), folder(data), flush(data), ...(await links(flags))]
   if (flags.json) await print(JSON.stringify(findings))
   else for (const { check, verdict, says } of findings) await print(`${verdict.padEnd(5)} ${check.padEnd(11)} ${says}`)
   const failed = findings.filter(({ verdict }) => verdict === 'fail').length
@@ -132,56 +126,4 @@ function timedFlush(file: number): number {
   writeSync(file, Buffer.alloc(4096, 1))
   fdatasyncSync(file)
   return performance.now() - start
-}
-
-async function sidecar(flags: Target): Promise<Finding[]> {
-  const check = 'sidecar'
-  try {
-    const { state, stateLosses, deadLetters, directory } = await apiJson<Seen>(flags, {
-      method: 'GET',
-      path: '/v1/status',
-      patienceMs: 5000,
-    })
-    const bad = state !== 'open' || stateLosses.length > 0
-    return [
-      {
-        check,
-        verdict: bad ? 'warn' : 'ok',
-        says: `${state}, ${deadLetters} dead letter(s), ${stateLosses.length} loss(es) of state`,
-      },
-      ...directories(directory),
-    ]
-  } catch (error) {
-    return [{ check, verdict: 'warn', says: (error as Error).message }]
-  }
-}
-
-type Seen = Pick<Status, 'state' | 'stateLosses' | 'deadLetters' | 'directory'>
-
-/** What helps against a directory that is not up, by what its last attempt said. The first that fits holds. */
-const REMEDIES: ReadonlyArray<readonly [RegExp, string]> = [
-  [/mesh's key|wrong key/, 'start both with the same --mesh-key file'],
-  [/allow-list/, 'add this peer to the --allow of the directory, or the directory to the --allow of this peer'],
-  [/was expected/, 'another process answers there: check the address and what follows #'],
-  [/ECONNREFUSED/, 'nobody listens there: start "peerpost directory", or check the port'],
-  [/ENOTFOUND|no address|DNS answers nothing/, 'the name is not known to DNS: check it'],
-  [/EHOSTUNREACH|ENETUNREACH|no answer within|ETIMEDOUT/, 'nothing answers: check the address, routes and firewalls'],
-  [/it is a peer, not a directory/, 'that is the port of a peer: give the one that "peerpost directory" prints'],
-  [/PROTOCOL_VERSION/, 'upgrade the older one of the two'],
-]
-
-function directories(directory: Seen['directory']): Finding[] {
-  const check = 'directory'
-  if (!directory)
-    return [{ check, verdict: 'ok', says: 'none: this peer links only with those that --peer names, or that name it' }]
-  const isSomeUp = directory.servers.some(({ state }) => state === 'up')
-  return directory.servers.map(({ url, state, isAnnounced, reason }) => {
-    if (state === 'up' && isAnnounced) return { check, verdict: 'ok', says: `${url} is up and knows this peer` }
-    if (state === 'up' && reason === undefined)
-      return { check, verdict: 'ok', says: `${url} is up; it takes no announcements, or not yet` }
-    const remedy = REMEDIES.find(([pattern]) => pattern.test(reason ?? ''))?.[1]
-    const says = `${url} is ${state}: ${reason ?? 'no reason is known'}${remedy === undefined ? '' : `; ${remedy}`}`
-    // With another one up nothing is lost; with none, only those that are known already are found.
-    return { check, verdict: isSomeUp ? 'warn' : 'fail', says }
-  })
 }

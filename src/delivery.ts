@@ -16,6 +16,8 @@ export interface DeliveryHost {
   readonly turn: Turn
   /** Checks and encodes what a transaction wants to send; throws what `send` would. */
   draftSend(kind: 'send' | 'publish', name: string, body: unknown, options: SendOptions | undefined): TxSend
+  /** Who takes what was published is being asked for: what commits after that finds them. Null where nothing is. */
+  learned(): Promise<void> | null
   /** Appends what a transaction sent, to leave with its commit (rule P4). */
   appendSends(tx: TxBuffer): void
   /** Answers a request. Throws where the answer cannot be encoded. */
@@ -308,7 +310,7 @@ function finished(
     gate.leave(held)
     return
   }
-  gate.pass(held, () => {
+  const commit = (): void => {
     if (!host.turn.state.conflicts(buffer)) {
       complete(host, held, buffer, value, taker)
       gate.leave(held)
@@ -319,7 +321,10 @@ function finished(
     if (!host.turn.handlers.holds(held)) return
     if (conflicts + 1 >= CONFLICTS_MAX) gate.enter(held)
     runHandler(host, gate, handler, held, taker, conflicts + 1)
-  })
+  }
+  const learning = buffer.sends.length === 0 ? null : host.learned()
+  if (learning === null) gate.pass(held, commit)
+  else void learning.then(() => gate.pass(held, commit))
 }
 
 function complete(host: DeliveryHost, held: Held, buffer: TxBuffer | null, value: unknown, taker: Taker): void {

@@ -236,6 +236,10 @@ export class LinkConnection implements Carrier {
   lastSent = 0
   pingSentAt = 0
   roundTripMs: number | undefined
+  /** Milliseconds since 1970 at which it came up. */
+  upSince: number | undefined
+  /** When the last PING was sent that was answered. */
+  answeredAt = Number.NEGATIVE_INFINITY
   /** When another process said to be this peer, this one was pinged; and it answered. */
   challenge = 0
   hasAnswered = false
@@ -251,6 +255,7 @@ export class LinkConnection implements Carrier {
     readonly connection: Connection,
     readonly isDialer: boolean,
     readonly endpoint: string | null,
+    readonly transport = '',
   ) {}
 
   get peer(): PeerId {

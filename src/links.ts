@@ -211,8 +211,15 @@ export class Links {
   /** A channel came in. */
   accept: Accept = (connection) => this.#begin(connection, null)
 
-  #begin(connection: Connection, target: Target | null): ConnectionEvents {
-    const link = new LinkConnection(connection, target !== null, target?.endpoint ?? null)
+  /** A channel came in at an endpoint of this peer. */
+  acceptAt(endpoint: string): Accept {
+    const transport = schemeOf(endpoint)
+    return (connection) => this.#begin(connection, null, transport)
+  }
+
+  #begin(connection: Connection, target: Target | null, transport = ''): ConnectionEvents {
+    const by = target === null ? transport : schemeOf(target.dialed)
+    const link = new LinkConnection(connection, target !== null, target?.endpoint ?? null, by)
     this.#open.add(link)
     if (target) target.link = link
     link.lastHeard = link.lastSent = this.clock.now()
@@ -283,6 +290,7 @@ export class Links {
   #pong(link: LinkConnection, pingedAt: unknown): void {
     if (typeof pingedAt !== 'number') throw violation('a PONG has no time')
     link.roundTripMs = this.clock.now() - pingedAt
+    link.answeredAt = Math.max(link.answeredAt, pingedAt)
     if (link.challenge !== 0 && pingedAt === link.challenge) link.hasAnswered = true
   }
 
@@ -379,6 +387,7 @@ export class Links {
         this.bye(old, 'SUPERSEDED', 'a newer connection of these two peers is in use')
     }
     link.state = 'up'
+    link.upSince = this.clock.wall()
     link.handshake = null
     this.up.set(link.peer, link)
     const target = [...this.#targets.values()].find((candidate) => candidate.link === link)
@@ -501,6 +510,16 @@ export class Links {
     }
   }
 
+  /**
+   * Asks every other side for an answer. Once `isAnswered` says that it came, that side has read all that was said
+   * before, and what it sent before it read that has come.
+   */
+  ask(): { isAnswered(): boolean } {
+    const at = this.clock.now()
+    for (const link of this.up.values()) if (!link.isSelf) link.writer.control(FRAME.ping, [at])
+    return { isAnswered: () => [...this.up.values()].every((link) => link.isSelf || link.answeredAt >= at) }
+  }
+
   /** A link to the peer itself, so that what it sends to its own queues takes the same path: its frames stay in memory. */
   linkSelf(hello: Hello): void {
     const { clock } = this
@@ -551,6 +570,9 @@ export class Links {
         endpoint: target.endpoint,
         roundTripMs: undefined,
         reason: target.reason || undefined,
+        transport: schemeOf(target.dialed),
+        upSince: undefined,
+        isDialer: true,
       })
     }
     return found
@@ -565,6 +587,9 @@ export class Links {
       endpoint,
       roundTripMs: link?.roundTripMs,
       reason: undefined,
+      transport: link?.transport || undefined,
+      upSince: link?.upSince,
+      isDialer: link?.isDialer,
     }
   }
 

@@ -215,6 +215,18 @@ export interface DeadLetterFilter {
   readonly ids?: readonly string[]
 }
 
+/** Where some of a route's messages are. */
+export interface RoutePlace {
+  /**
+   * `here`: in memory, and may go; `later`: waits for its time, for a retry, or for its commit; `disk`: in the log only;
+   * `out`: with a consumer; `doubt`: may be with a consumer whose link is down.
+   */
+  readonly state: 'here' | 'later' | 'disk' | 'out' | 'doubt'
+  /** The consumer, where one is meant. */
+  readonly peer: PeerId | undefined
+  readonly messages: number
+}
+
 export interface RouteStatus {
   readonly kind: DestinationKind
   readonly name: string
@@ -236,6 +248,18 @@ export interface RouteStatus {
   readonly consumers: readonly PeerId[]
   /** Why nothing moves, where nothing moves. */
   readonly waitingFor: string | undefined
+  /** Where what is pending is. */
+  readonly where: readonly RoutePlace[]
+}
+
+/** A name that a peer takes from, or gives to. */
+export interface Part {
+  /** `relay`: whatever nobody else takes. */
+  readonly kind: DestinationKind | 'relay'
+  /** Queue or request name; a pattern that is taken, or the first token of topics that are given. */
+  readonly name: string
+  readonly group: string
+  readonly durable: boolean
 }
 
 export interface PeerStatus {
@@ -245,6 +269,30 @@ export interface PeerStatus {
   readonly endpoint: string | undefined
   readonly roundTripMs: number | undefined
   readonly reason: string | undefined
+  /** `tcp`, `tls`, `unix`, `zmq+tcp`, `zmq+ipc`, `libp2p`, or that of another transport. */
+  readonly transport: string | undefined
+  /** Milliseconds since 1970 at which the link came up. */
+  readonly upSince: number | undefined
+  /** This side dialed it. */
+  readonly isDialer: boolean | undefined
+  /** What it takes and gives, as it says over the link and in its record. Only in the status. */
+  readonly takes?: readonly Part[]
+  readonly gives?: readonly Part[]
+  /** The directories that told of it: none where its endpoint was configured, or where it came by itself. */
+  readonly foundBy?: readonly string[]
+}
+
+/** A durable subscription that this peer stores for, and that nobody takes from now. */
+export interface AwaySubscriber {
+  /** The subscriber; undefined where members of a group share the subscription. */
+  readonly id: PeerId | undefined
+  /** Its name for people, where a directory knows it. */
+  readonly name: string
+  readonly pattern: string
+  readonly group: string
+  readonly pending: number
+  /** Since its link went down, or since this peer was opened. */
+  readonly awayMs: number
 }
 
 /** Something that an operator must know. `range` says which messages may repeat or be gone. */
@@ -315,6 +363,7 @@ export interface Status {
   readonly peers: readonly PeerStatus[]
   readonly routes: readonly RouteStatus[]
   readonly stateLosses: readonly StateLoss[]
+  readonly away: readonly AwaySubscriber[]
   /** Only where the peer was opened with directories. */
   readonly directory?: DirectoryStatus
 }

@@ -12,7 +12,7 @@ import { checkInteger, checkName, checkOptions, checkVia, LIMITS, type Limits, t
 import { type Listeners, LocalPeer } from './peer.js'
 import { proofsOf } from './proofs.js'
 import { ALL_RULES } from './rules.js'
-import { hasPortZero, isLoopbackEndpoint, schemeOf } from './transport/endpoint.js'
+import { hasPortZero, isLoopbackEndpoint } from './transport/endpoint.js'
 import { LateTransport } from './transport/late.js'
 import { tcpTransport } from './transport/tcp.js'
 import type { Listener, Transport } from './transport/transport.js'
@@ -215,7 +215,7 @@ async function listenAll(
 ): Promise<string[]> {
   const listeners: Listener[] = []
   for (const endpoint of endpoints)
-    listeners.push(await transportFor(endpoint, transports).listen(endpoint, turn.links.accept))
+    listeners.push(await transportFor(endpoint, transports).listen(endpoint, turn.links.acceptAt(endpoint)))
   return listeners.map((listener) => listener.endpoint)
 }
 

@@ -72,6 +72,7 @@ export class Outbox extends Watched {
   #removeRelay(relay: RemoteConsumer): void {
     const { relays } = this.#dispatch
     relays.splice(relays.indexOf(relay), 1)
+    relay.isGone = true
     relay.unstall()
     for (const route of this.routes.values()) this.active.add(route)
   }
@@ -246,6 +247,14 @@ export class Outbox extends Watched {
       freed++
     }
     return freed
+  }
+
+  /** When the messages in doubt at a peer become free; Infinity where they wait for its word. */
+  freeAt(peer: PeerId): number {
+    const down = this.down.get(peer)
+    return down === undefined || this.limits.inDoubt === 'wait' || this.relayPeers.has(peer)
+      ? Number.POSITIVE_INFINITY
+      : down + this.limits.failoverMs
   }
 
   /** What a peer may have of each route: messages in doubt, and lines of before a restart that wait for its word. */

@@ -25,6 +25,8 @@ const CONSUME_OPTIONS = ['concurrency', 'leaseMs', 'retry', 'order']
 const PULL_LEAST_MS = 25
 const ORDERS: readonly string[] = ['key', 'strict', 'none']
 const TRANSACTION_TRIES = 100
+/** So long a peer that closes waits until the others have heard that it takes no more. */
+const FAREWELL_MS = 1000
 
 /** Who listens to what. */
 export type Listeners = { [Name in keyof api.PeerEvents]: Set<(...args: api.PeerEvents[Name]) => void> }
@@ -176,7 +178,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
         face.drop()
         throw thrown
       }
-      await this.#learned()
+      await this.learned()
       this.#checkOpen()
       const buffer = face.end()
       if (buffer === null) return result
@@ -189,11 +191,12 @@ export class LocalPeer implements api.Peer, DeliveryHost {
   }
 
   /** What a transaction publishes goes to those whom the directories know. */
-  async #learned(): Promise<void> {
+  learned(): Promise<void> | null {
     const learning = this.#learning
-    if (learning === null) return
-    await learning
-    if (this.#learning === learning) this.#learning = null
+    if (learning === null) return null
+    return learning.then(() => {
+      if (this.#learning === learning) this.#learning = null
+    })
   }
 
   #commitTransaction(buffer: TxBuffer): Promise<boolean> {
@@ -553,8 +556,13 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     this.#state = 'draining'
     const until = this.#clock.now() + timeoutMs
     for (const finish of [...this.#pulls]) finish()
-    this.turn.drain()
-    const isBusy = (): boolean => this.turn.failure === null && (this.turn.handlers.running > 0 || !this.turn.isQuiet)
+    const farewell = this.turn.drain()
+    const farewellUntil = this.#clock.now() + FAREWELL_MS
+    const isBusy = (): boolean =>
+      this.turn.failure === null &&
+      (this.turn.handlers.running > 0 ||
+        !this.turn.isQuiet ||
+        (!farewell.isAnswered() && this.#clock.now() < farewellUntil))
     while (isBusy() && this.#clock.now() < until) {
       this.turn.schedule()
       await new Promise<void>((resolve) => this.#clock.timer(2, resolve))

@@ -175,6 +175,8 @@ export class RemoteConsumer {
   sentBytes = 0
   /** Handed over and not settled. */
   out = 0
+  /** It takes no more: what it was handed it settles or gives back. */
+  isGone = false
   /** The lane that was handed over last, and its number on this connection: mostly the next one is of it too. */
   lane: Lane | null = null
   laneNumber = 0
@@ -222,7 +224,8 @@ export class RemoteConsumer {
 
   /** One message above the byte credit may go when nothing else is out, so that a large one is never stuck. */
   canTake(bytes: number): boolean {
-    return this.carrier.isOpen && this.messages > 0 && (this.bytes >= bytes || (this.out === 0 && this.bytes > 0))
+    if (this.isGone || !this.carrier.isOpen || this.messages <= 0) return false
+    return this.bytes >= bytes || (this.out === 0 && this.bytes > 0)
   }
 }
 
@@ -560,6 +563,7 @@ export class Route {
   removeConsumer(consumer: RemoteConsumer): void {
     const at = this.consumers.indexOf(consumer)
     if (at >= 0) this.consumers.splice(at, 1)
+    consumer.isGone = true
     consumer.unstall()
   }
 

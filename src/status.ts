@@ -2,10 +2,21 @@
 
 import { findLetters } from './deadletter.js'
 import type { Discovery } from './directory/discovery.js'
+import { ALL_RELAYED } from './directory/record.js'
 import * as rows from './log/rows.js'
-import type { Explanation, OutcomeAnswer, PeerId, RouteStatus, Status } from './message.js'
+import type {
+  AwaySubscriber,
+  Explanation,
+  OutcomeAnswer,
+  Part,
+  PeerId,
+  PeerStatus,
+  RoutePlace,
+  RouteStatus,
+  Status,
+} from './message.js'
 import { Outbox } from './outbox.js'
-import type { Lane, Route } from './route.js'
+import type { Entry, EntryState, Lane, Route } from './route.js'
 import { data } from './transport/frame.js'
 import type { Turn } from './turn.js'
 
@@ -35,15 +46,44 @@ export class Inspector {
       storeBytes: options.log.bytes(),
       quotaBytes: options.limits.quotaBytes,
       deadLetters: store.settle.deadLetters,
-      peers: turn.links.statuses(),
+      peers: turn.links.statuses().map((peer) => this.#peer(peer)),
       routes,
       stateLosses: store.stateLosses,
+      away: [...store.outbox.routes.values()].filter(isAway).map((route) => this.#away(route, now)),
       ...(this.discovery ? { directory: this.discovery.status() } : {}),
     }
   }
 
-  #route(route: Route, _now: number): RouteStatus {
+  /** What a peer takes and gives: as it says over its link, and in its record. */
+  #peer(base: PeerStatus): PeerStatus {
+    const link = this.turn.links.up.get(base.id)
+    const told = this.discovery?.toldOf(base.id)
+    const takes = new Parts()
+    const gives = new Parts()
+    for (const { kind, name, group, durable, isRelay } of link?.consumers.values() ?? [])
+      takes.add(isRelay ? 'relay' : kind, isRelay ? ALL_RELAYED : name, group, durable)
+    for (const { kind, name, group } of link?.inLanes.values() ?? []) gives.add(kind, name, group, false)
+    for (const { kind, name, group, durable } of told?.fields.takes ?? []) takes.add(kind, name, group, durable)
+    for (const { kind, name } of told?.fields.gives ?? []) gives.add(kind, name, '', false)
+    const name = base.name === '' ? (told?.fields.name ?? '') : base.name
+    return { ...base, name, takes: takes.list, gives: gives.list, foundBy: told?.by ?? [] }
+  }
+
+  #away(route: Route, now: number): AwaySubscriber {
+    const owner = route.owner === '' ? undefined : (route.owner.replace(/\/.*$/, '') as PeerId)
+    return {
+      id: owner,
+      name: (owner === undefined ? undefined : this.discovery?.toldOf(owner)?.fields.name) ?? '',
+      pattern: route.name,
+      group: route.group,
+      pending: route.pending,
+      awayMs: Math.max(0, Math.round(now - route.idleSince)),
+    }
+  }
+
+  #route(route: Route, now: number): RouteStatus {
     const { counters, memoryCounters } = route
+    const places = new Places(route)
     const oldest = this.#oldest(route)
     return {
       kind: route.kind,
@@ -60,7 +100,8 @@ export class Inspector {
       relayed: route.relayed,
       lost: counters.lost + memoryCounters.lost,
       consumers: [...new Set(route.consumers.map((consumer) => consumer.peer))],
-      waitingFor: this.#waitingFor(route),
+      waitingFor: this.#waitingFor(route, places, now),
+      where: places.list,
     }
   }
 
@@ -72,23 +113,33 @@ export class Inspector {
     return null
   }
 
-  #waitingFor(route: Route): string | undefined {
-    const { store } = this.turn
+  #waitingFor(route: Route, places: Places, now: number): string | undefined {
     if (route.pending === 0) return undefined
     if (route.isFenced) {
       const peers = new Set<PeerId>()
       for (const lane of route.lanes) for (const peer of [...lane.unresolved, ...lane.running.values()]) peers.add(peer)
-      return `word from ${[...peers].join(', ')}, who may have some of it from before the restart`
+      return `word from ${[...peers].map((peer) => this.#free(peer, now)).join('; ')}, who may have some of it from before the restart`
     }
-    if (route.kind === 'publish') return store.outbox.hasRelay ? undefined : 'a relay'
+    if (route.kind === 'publish') return this.turn.store.outbox.hasRelay ? undefined : 'a relay'
+    if (places.doubt.size > 0)
+      return [...places.doubt].map((peer) => `word from ${this.#free(peer, now)}, whose link is down`).join('; ')
     if (route.consumers.length === 0)
       return route.kind === 'reply'
         ? 'a consumer'
         : (this.discovery?.waitingFor(route.kind, route.name) ?? 'a consumer')
-    if (!route.consumers.some((consumer) => consumer.messages > 0)) return 'credit: its consumers are busy'
-    if (route.inFlight === 0 && route.consumers.every((consumer) => consumer.rank < 2))
+    const { first } = places
+    if (first === null) return places.onlyLater ? 'its time: it is delayed, or waits for its next try' : undefined
+    if (first.write !== 'none' && !first.lower && route.consumers.every((consumer) => consumer.rank < first.rank))
       return 'a consumer whose store has the class of the messages'
+    if (!route.consumers.some((consumer) => consumer.messages > 0)) return 'credit: its consumers are busy'
     return undefined
+  }
+
+  /** A peer, and when others may have what it may have. */
+  #free(peer: PeerId, now: number): string {
+    const at = this.turn.store.outbox.freeAt(peer)
+    if (at === Number.POSITIVE_INFINITY) return peer
+    return `${peer} (others may have it in ${Math.max(0, Math.ceil((at - now) / 1000))} s)`
   }
 
   #record(lane: Lane, from: number): { sequence: number; number: number; created: number } | null {
@@ -192,5 +243,71 @@ export class Inspector {
     if (outcome === 'unknown' && story.length === 0)
       story.push('This peer did not send it, or it was before what is remembered.')
     return { id, outcome, story }
+  }
+}
+
+const isAway = (route: Route): boolean =>
+  route.kind === 'topic' && route.durable && !route.isDropped && route.consumers.length === 0
+
+/** Parts of a peer, each once. */
+class Parts {
+  readonly #found = new Map<string, Part>()
+
+  add(kind: Part['kind'], name: string, group: string, durable: boolean): void {
+    if (kind === 'reply') return
+    const text = `${kind}/${name}/${group}`
+    if (!this.#found.get(text)?.durable) this.#found.set(text, { kind, name, group, durable })
+  }
+
+  get list(): Part[] {
+    return [...this.#found.values()]
+  }
+}
+
+const PLACE: Readonly<Record<EntryState, RoutePlace['state'] | null>> = {
+  ready: 'here',
+  uncommitted: 'later',
+  waiting: 'later',
+  expiring: 'later',
+  out: 'out',
+  doubt: 'doubt',
+  // Those are counted by what is missing in memory.
+  spilled: null,
+  settled: null,
+}
+
+/** Where the messages of a route are. */
+class Places {
+  readonly #found = new Map<string, { state: RoutePlace['state']; peer: PeerId | undefined; messages: number }>()
+  /** The first one in memory that may go. */
+  first: Entry | null = null
+  readonly doubt = new Set<PeerId>()
+
+  constructor(route: Route) {
+    let inMemory = 0
+    for (const lane of route.lanes)
+      for (const entry of lane.entries()) {
+        const state = PLACE[entry.state]
+        if (state === null) continue
+        inMemory++
+        if (state === 'here') this.first ??= entry
+        if (entry.doubtAt !== null) this.doubt.add(entry.doubtAt)
+        this.#add(state, entry.target?.peer ?? entry.doubtAt ?? undefined, 1)
+      }
+    if (route.pending > inMemory) this.#add('disk', undefined, route.pending - inMemory)
+  }
+
+  #add(state: RoutePlace['state'], peer: PeerId | undefined, messages: number): void {
+    const place = this.#found.get(`${state} ${peer}`)
+    if (place) place.messages += messages
+    else this.#found.set(`${state} ${peer}`, { state, peer, messages })
+  }
+
+  get onlyLater(): boolean {
+    return [...this.#found.values()].every(({ state }) => state === 'later')
+  }
+
+  get list(): RoutePlace[] {
+    return [...this.#found.values()]
   }
 }

@@ -282,7 +282,7 @@ export class Turn {
   }
 
   /** Takes nothing new, and gives back at once what did not start: nobody has to wait until it is missed. */
-  drain(): void {
+  drain(): { isAnswered(): boolean } {
     this.handlers.drain()
     this.#isDraining = true
     const { inbox, settle } = this.store
@@ -293,6 +293,8 @@ export class Turn {
         if (link.announced.delete(consumer.number)) link.writer.control(FRAME.unconsume, [consumer.number, false])
     }
     this.schedule()
+    // What was sent here before others hear of this comes before their answer: it goes back, and nothing is in doubt.
+    return this.links.ask()
   }
 
   // --- settling: each is false where the lease is lost

@@ -4,7 +4,7 @@ import { Inbox } from '../src/inbox.js'
 import type { PeerId, SpaceId } from '../src/message.js'
 import { LIMITS, type Limits } from '../src/options.js'
 import { ALL_RULES } from '../src/rules.js'
-import { encodeBody, encodeMeta, type Meta, writeData } from '../src/transport/frame.js'
+import { DATA_FLAG, encodeBody, encodeMeta, type Meta, writeData } from '../src/transport/frame.js'
 
 const PEER = 'sender' as PeerId
 const SPACE = 'cd'.repeat(16) as SpaceId
@@ -24,7 +24,7 @@ function take(
   inbox: Inbox,
   lane: ConnectionLane,
   sequence: number,
-  options: { key?: string; meta?: Meta; attempts?: number; ageMs?: number } = {},
+  options: { key?: string; meta?: Meta; attempts?: number; ageMs?: number; isHead?: boolean } = {},
 ): ReturnType<Inbox['receive']> {
   const { key = '', meta, attempts = 0, ageMs = 0 } = options
   const frame = Buffer.alloc(400)
@@ -43,6 +43,7 @@ function take(
     encodeBody(1),
   )
   frame.writeUInt16BE(attempts, 2)
+  if (options.isHead) frame[1]! |= DATA_FLAG.keyHead
   return inbox.receive(lane, frame, 0, end, 1000, 1000)
 }
 
@@ -79,6 +80,18 @@ t.test('one of a key at a time; when one goes back, what follows it goes back to
   t.equal(consumer.dequeue(), held[1])
   t.same(inbox.release(held[1]!, true), [held[2]])
   t.equal(take(inbox, lane, 5, { key: 'k' }).verdict, 'returned', 'until the sender starts the key again')
+})
+
+t.test('what comes when nobody pulls any more goes back, and so does what follows in its key', async (t) => {
+  const { inbox, consumer, lane } = bench()
+  consumer.isPushed = false
+  consumer.capacity = 1
+  t.equal(take(inbox, lane, 1, { key: 'other' }).verdict, 'held')
+  t.equal(take(inbox, lane, 2, { key: 'k' }).verdict, 'returned', 'the one pull has its message')
+  consumer.capacity = 3
+  t.equal(take(inbox, lane, 3, { key: 'k' }).verdict, 'returned', 'it must not overtake')
+  t.equal(take(inbox, lane, 4).verdict, 'held')
+  t.equal(take(inbox, lane, 5, { key: 'k', isHead: true }).verdict, 'held', 'until the sender starts the key again')
 })
 
 t.test(

@@ -36,10 +36,16 @@ export class Fleet {
   readonly #listeners = new Set<(service: string, text: string) => void>()
   #calls = 0
 
-  constructor(readonly folder: string) {}
+  constructor(
+    readonly folder: string,
+    /** For the services, beside what they inherit. */
+    readonly env: NodeJS.ProcessEnv = {},
+    /** Nothing is printed. */
+    readonly isQuiet = false,
+  ) {}
 
   print(who: string, text: string): void {
-    process.stdout.write(`${who.padEnd(13)} ${text}\n`)
+    if (!this.isQuiet) process.stdout.write(`${who.padEnd(13)} ${text}\n`)
   }
 
   title(text: string): void {
@@ -48,7 +54,9 @@ export class Fleet {
 
   /** Starts a service; resolves once its handlers are registered. */
   async start(name: string): Promise<void> {
-    const child = fork(fileURLToPath(new URL(`./${name}.js`, import.meta.url)), [this.folder])
+    const child = fork(fileURLToPath(new URL(`./${name}.js`, import.meta.url)), [this.folder], {
+      env: { ...process.env, ...this.env },
+    })
     const running: Running = { process: child, calls: new Map(), url: '' }
     this.#running.set(name, running)
     await new Promise<void>((resolve, reject) => {

@@ -10,7 +10,7 @@ import type { CustomerChanged, Order } from './events.js'
 import { about, as, startService } from './service.js'
 import { answerSubmitOrder } from './submit-sync.js'
 
-const { peer, say, ready } = await startService('order', ['stock', 'payment'])
+const { peer, say, ready } = await startService('order', ['stock', 'payment'], ['order', 'customer'])
 
 /** Stores the order and tells of it in one commit: there is never one without the other. False for a repeat. */
 const take = (order: Order): Promise<boolean> =>

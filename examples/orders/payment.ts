@@ -5,7 +5,7 @@ import type { Order } from './events.js'
 import { about, as, startService } from './service.js'
 import { answerChargeCard, SLOW_BANK_MS } from './submit-sync.js'
 
-const { peer, say, ready } = await startService('payment', ['stock'])
+const { peer, say, ready } = await startService('payment', ['stock'], ['payment'])
 
 const asked = new Set<string>()
 

@@ -2,7 +2,14 @@
  * What every service has: a process of its own, a peer with a data folder of its own, links to the services that it
  * hears, and an operator at the other end of the process's IPC channel.
  */
-import { type DeadLetter, openPeer, type Peer, type SendOptions, type SubscribeOptions } from 'peerpost'
+import {
+  type DeadLetter,
+  openPeer,
+  type Peer,
+  type PeerOptions,
+  type SendOptions,
+  type SubscribeOptions,
+} from 'peerpost'
 import { endpointOf, type FromService, type Order, type ToService } from './events.js'
 
 export interface Service {
@@ -30,17 +37,35 @@ export const as = (group: string): SubscribeOptions => ({
  */
 export const about = (order: Order): SendOptions => ({ id: order.id, key: order.customer })
 
-/** Opens the peer of the service `name` and links it with the services in `hears`. */
-export async function startService(name: string, hears: readonly string[]): Promise<Service> {
+/**
+ * How the services find each other: each knows the endpoints of those that it hears; or, with ORDERS_DIRECTORY, a directory
+ * tells. Nothing else in a service depends on it.
+ */
+function waysToFind(folder: string, name: string, hears: readonly string[]): PeerOptions {
+  const directory = process.env['ORDERS_DIRECTORY']
+  if (directory !== undefined) return { listen: ['tcp://127.0.0.1:0'], directory: [directory] }
+  return { listen: [endpointOf(folder, name)], peers: hears.map((service) => endpointOf(folder, service)) }
+}
+
+/**
+ * Opens the peer of the service `name` and links it with the services in `hears`. `gives` are the first words of what it
+ * publishes: with a directory a publisher looks for its subscribers from its first publication on, so it says at once,
+ * on topics that nobody takes, that there will be some.
+ */
+export async function startService(
+  name: string,
+  hears: readonly string[],
+  gives: readonly string[] = [],
+): Promise<Service> {
   const folder = process.argv[2]
   if (!folder || !process.send) throw new Error('Start the example with: npm run example:orders')
   const tell = (message: FromService): void => void process.send?.(message)
   const peer = await openPeer({
     name,
     dataDir: `${folder}/${name}`,
-    listen: [endpointOf(folder, name)],
-    peers: hears.map((service) => endpointOf(folder, service)),
+    ...waysToFind(folder, name, hears),
   })
+  for (const word of gives) await peer.publish(`${word}.service.opened`, name)
   const say = (text: string): void => tell({ type: 'says', text })
   peer.on('deadLetter', (letter) => say(`DEAD LETTER ${letter.name} of ${letter.id}: ${letter.reason}`))
   peer.on('failed', () => process.exit(70))

@@ -2,7 +2,7 @@
 import type { Order } from './events.js'
 import { about, as, startService } from './service.js'
 
-const { peer, say, ready } = await startService('stock', ['order', 'payment'])
+const { peer, say, ready } = await startService('stock', ['order', 'payment'], ['stock'])
 
 await peer.transaction((tx) => {
   if (tx.get('teapots') === undefined) tx.put('teapots', 20)

@@ -1,7 +1,17 @@
 /**
  * The commands that look: status, routes, peers, explain; and the dead letters.
  */
-import type { DirectoryStatus, Explanation, Forgotten, PeerStatus, RouteStatus, Status } from '../../src/message.js'
+import type {
+  AwaySubscriber,
+  DirectoryStatus,
+  Explanation,
+  Forgotten,
+  Part,
+  PeerStatus,
+  RoutePlace,
+  RouteStatus,
+  Status,
+} from '../../src/message.js'
 import { api, apiJson, CommandError, EXIT, type Target } from './connection.js'
 import { ageText, bytesText, print, safe, table, tell } from './output.js'
 
@@ -26,7 +36,8 @@ export async function status(flags: LookFlags): Promise<void> {
     ['state', `${value.state}, version ${value.version}, up ${ageText(value.uptimeMs)}, epoch ${value.epoch}`],
     ['listens', value.listen.join(', ') || 'nowhere'],
     ['store', `${value.durability}, ${bytesText(value.storeBytes)} of ${bytesText(value.quotaBytes)}`],
-    ['peers', `${up} of ${value.peers.length} up`],
+    ['peers', `${up} of ${value.peers.length} up${transportsOf(value.peers)}`],
+    ...value.away.map((each) => ['away', awayText(each)]),
     ...directoryLines(value.directory),
     [
       'pending',
@@ -37,6 +48,18 @@ export async function status(flags: LookFlags): Promise<void> {
   for (const [name, text] of lines) await print(`${name!.padEnd(8)} ${safe(text!)}`)
   for (const loss of value.stateLosses) await print(safe(`LOSS     ${loss.verdict} at ${loss.peer}: ${loss.range}`))
 }
+
+/** `: 2 by tcp, 1 by libp2p`, of those that are up. */
+function transportsOf(peers: readonly PeerStatus[]): string {
+  const counts = new Map<string, number>()
+  for (const { state, transport } of peers)
+    if (state === 'up') counts.set(transport ?? '?', (counts.get(transport ?? '?') ?? 0) + 1)
+  return counts.size === 0 ? '' : `: ${[...counts].map(([transport, count]) => `${count} by ${transport}`).join(', ')}`
+}
+
+/** A durable subscriber that is away, and what is kept for it. */
+const awayText = ({ id, name, pattern, group, pending, awayMs }: AwaySubscriber): string =>
+  `${id === undefined ? `group ${group}` : `${name === '' ? '' : `${name} `}${id}`} takes ${pattern}: ${pending} message(s) are kept, for ${ageText(awayMs)} so far`
 
 /** One line for each directory, one for what they have told, and one for each thing that was not used. */
 function directoryLines(directory: DirectoryStatus | undefined): string[][] {
@@ -68,27 +91,79 @@ export async function routes(flags: LookFlags): Promise<void> {
     String(route.dead),
     String(route.expired),
     String(route.consumers.length),
+    route.where.map(placeText).join(', '),
     route.waitingFor ?? '',
   ])
   await table(
-    ['ROUTE', 'GROUP', 'PENDING', 'IN FLIGHT', 'BYTES', 'OLDEST', 'DONE', 'DEAD', 'EXPIRED', 'CONSUMERS', 'WAITS FOR'],
+    [
+      'ROUTE',
+      'GROUP',
+      'PENDING',
+      'IN FLIGHT',
+      'BYTES',
+      'OLDEST',
+      'DONE',
+      'DEAD',
+      'EXPIRED',
+      'CONSUMERS',
+      'WHERE',
+      'WAITS FOR',
+    ],
     rows,
   )
 }
 
+const PLACES: Readonly<Record<RoutePlace['state'], string>> = {
+  here: 'here',
+  later: 'for later',
+  disk: 'on disk',
+  out: 'at',
+  doubt: 'in doubt at',
+}
+
+const placeText = ({ state, peer, messages }: RoutePlace): string =>
+  `${messages} ${PLACES[state]}${peer === undefined ? '' : ` ${short(peer)}`}`
+
+/** The end of a peer id, where its whole would break the lines: all ids begin alike. */
+const short = (peer: string): string => `…${peer.slice(-6)}`
+
 /** `peerpost peers`. */
 export async function peers(flags: LookFlags): Promise<void> {
-  const value = await look<{ peers: PeerStatus[] }>(flags, '/v1/peers')
+  const value = await look<{ peers: PeerStatus[]; away: AwaySubscriber[] }>(flags, '/v1/peers')
   if (flags.json) return print(JSON.stringify(value.peers))
   const rows = value.peers.map((peer) => [
     peer.id || '?',
     peer.name,
     peer.state,
-    peer.endpoint ?? '-',
+    peer.transport ?? '-',
+    peer.endpoint === undefined ? '-' : `${peer.isDialer === false ? 'from ' : ''}${peer.endpoint}`,
+    peer.upSince === undefined ? '-' : ageText(Math.max(0, Date.now() - peer.upSince)),
     peer.roundTripMs === undefined ? '-' : `${peer.roundTripMs.toFixed(2)} ms`,
+    partsText(peer.takes),
+    partsText(peer.gives),
+    peer.foundBy?.join(', ') || '-',
     peer.reason ?? '',
   ])
-  await table(['PEER', 'NAME', 'STATE', 'ENDPOINT', 'ROUND TRIP', 'REASON'], rows)
+  await table(
+    ['PEER', 'NAME', 'STATE', 'BY', 'ENDPOINT', 'UP FOR', 'ROUND TRIP', 'TAKES', 'GIVES', 'FOUND BY', 'REASON'],
+    rows,
+  )
+  for (const each of value.away) await print(safe(`away: ${awayText(each)}`))
+}
+
+/** More names than a line can hold are counted. */
+const PARTS_SHOWN = 3
+
+function partsText(parts: readonly Part[] = []): string {
+  if (parts.length === 0) return '-'
+  const shown = parts.slice(0, PARTS_SHOWN).map(({ kind, name, group, durable }) => {
+    const more = [
+      ...(kind === 'topic' && group !== '' && group !== 'default' ? [group] : []),
+      ...(durable ? ['durable'] : []),
+    ]
+    return `${kind} ${name}${more.length === 0 ? '' : ` (${more.join(', ')})`}`
+  })
+  return parts.length > PARTS_SHOWN ? `${shown.join(', ')} and ${parts.length - PARTS_SHOWN} more` : shown.join(', ')
 }
 
 /** `peerpost peers declare-lost ID`. */

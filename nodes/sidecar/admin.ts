@@ -37,7 +37,7 @@ export function adminRoutes(place: AdminPlace): Route[] {
   })
   return [
     read('/v1/status', (call) => status(place, call)),
-    read('/v1/peers', (call) => part(call, { peers: place.peer.status().peers })),
+    read('/v1/peers', (call) => peers(place, call)),
     read('/v1/routes', (call) => part(call, { routes: place.rates.routes() })),
     read('/v1/messages/:id', (call) => explain(place, call)),
     read('/v1/dead-letters', (call) => list(place, call)),
@@ -92,8 +92,24 @@ function status(place: AdminPlace, call: Call): Answer {
   const routes = place.rates.routes()
   return {
     status: 200,
-    json: { ...peer, state, routes, version: place.version, uptimeMs, deliveriesOut: place.table.size },
+    json: {
+      ...peer,
+      state,
+      routes,
+      version: place.version,
+      uptimeMs,
+      deliveriesOut: place.table.size,
+      clock: { now: Date.now(), jumpMs: jumpMs() },
+    },
   }
+}
+
+/** How far the wall clock was moved since this process began, beside the time that has passed. */
+const jumpMs = (): number => Math.round(Date.now() - performance.timeOrigin - performance.now())
+
+function peers(place: AdminPlace, call: Call): Answer {
+  const { peers: linked, away } = place.peer.status()
+  return part(call, { peers: linked, away })
 }
 
 function part(call: Call, json: object): Answer {

@@ -461,6 +461,14 @@ export class Discovery {
     return this.#sightings.get(peer) !== undefined
   }
 
+  /** What a peer says in its record, and the directories that showed it. */
+  toldOf(peer: PeerId): { fields: RecordFields; by: string[] } | undefined {
+    const known = this.#sightings.get(peer)
+    if (!known) return undefined
+    const by = this.#sightings.toldBy(peer).map((index) => this.#seats[index]!.directory.url)
+    return { fields: known.fields, by: by.length > 0 ? by : ['the last known answer'] }
+  }
+
   /** An operator forgot a peer. A directory that lists it may tell of it again. */
   forget(peer: PeerId): void {
     this.#sightings.remove(peer)

@@ -82,6 +82,11 @@ export class Sightings {
     return this.#peers.get(peer)
   }
 
+  /** The directories that tell of a peer; none where only the disk remembers it. */
+  toldBy(peer: PeerId): number[] {
+    return [...(this.#peers.get(peer)?.sources.keys() ?? [])]
+  }
+
   *peers(): IterableIterator<[PeerId, KnownPeer]> {
     yield* this.#peers
   }

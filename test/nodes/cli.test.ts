@@ -5,6 +5,7 @@ import { createServer } from 'node:net'
 import { join } from 'node:path'
 import t from 'tap'
 import { loadIdentity } from '../../src/identity.js'
+import { eventually } from '../peer/mesh.js'
 import { folder, http, peerpost, type Ran, startSidecar } from './harness.js'
 
 /** Dozens of processes, one after the other: on a busy machine they take longer than a test may by default. */
@@ -95,6 +96,8 @@ t.test('status, routes, peers, keys and doctor', async (t) => {
   t.match(await run('routes'), { code: 0, stdout: /^ROUTE / })
   t.same(json(await run('peers', '--json')), [])
   t.match(await run('peers', 'declare-lost', 'x'), { code: 2, stderr: /--yes/ })
+  t.match(await run('peers', 'forget', 'x'), { code: 2, stderr: /--yes/ })
+  t.match(await run('peers', 'forget', 'x', '--yes'), { code: 1, stderr: /^error PEER_UNKNOWN: / })
   t.match(json(await run('keys', 'show', '--json')), { peerId: ready.peerId })
   t.match(await run('keys', 'mesh', 'mesh.key'), { code: 0, stdout: 'mesh.key\n', stderr: /fingerprint [0-9a-f]{16}/ })
   t.equal(statSync(join(cwd, 'mesh.key')).size, 32)
@@ -104,9 +107,43 @@ t.test('status, routes, peers, keys and doctor', async (t) => {
   const findings = json(await run('doctor', '--json')) as Array<{ check: string; verdict: string }>
   t.same(
     findings.map(({ check }) => check),
-    ['node', 'clock', 'open files', 'disk space', 'data folder', 'disk flush', 'sidecar', 'directory'],
+    ['node', 'clock', 'open files', 'disk space', 'data folder', 'disk flush', 'sidecar', 'store', 'directory'],
   )
   t.notOk(findings.some(({ verdict }) => verdict === 'fail'))
+})
+
+t.test('the topology is shown, and a peer that never comes back is lost, then forgotten', async (t) => {
+  const one = await startSidecar(t, ['--name', 'one'])
+  const two = await startSidecar(t, ['--name', 'two', '--peer', one.ready.listen[0]!])
+  const run = (...args: string[]) => peerpost(args, { cwd: one.cwd })
+  const subscribe = peerpost(['subscribe', 'news.*', '--durable', '--count', '1', '--wait', '20s'], { cwd: two.cwd })
+  const shown = await eventually(async () => {
+    const { stdout } = await run('peers')
+    return /topic news/.test(stdout) ? stdout : null
+  })
+  const id = two.ready.peerId
+  t.match(shown, /^PEER +NAME +STATE +BY +ENDPOINT +UP FOR +ROUND TRIP +TAKES +GIVES +FOUND BY +REASON/)
+  t.match(
+    shown,
+    new RegExp(`${id} +two +up +tcp +from 127\\.0\\.0\\.1:\\d+ +\\d+ m?s .*topic news\\.\\* \\(durable\\)`),
+  )
+  t.match(await run('status'), { stdout: /^peers +1 of 1 up: 1 by tcp$/m })
+  await run('publish', 'news.today', '1')
+  t.match(await subscribe, { code: 0 })
+  t.match(await run('peers', 'forget', id, '--yes'), { code: 1, stderr: /^error PEER_LINKED: / })
+  two.child.kill('SIGKILL')
+  await two.ended
+  await run('publish', 'news.today', '2')
+  const away = await eventually(async () => {
+    const { stdout } = await run('peers')
+    return /^away: /m.test(stdout) ? stdout : null
+  })
+  t.match(away, new RegExp(`^away: ${id} takes news\\.\\*: 1 message\\(s\\) are kept`, 'm'))
+  t.match(await run('routes'), { stdout: /topic news\.\* .*1 here/ })
+  t.match(await run('peers', 'declare-lost', id, '--yes'), { code: 0, stdout: /^\d message\(s\) are free/ })
+  const forgotten = await run('peers', 'forget', id, '--yes', '--json')
+  t.match(json(forgotten), { subscriptions: 1, expired: 1 })
+  t.notMatch((await run('peers')).stdout, /^away/m)
 })
 
 t.test('keys show tells who a stopped peer is', async (t) => {

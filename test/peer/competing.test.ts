@@ -87,11 +87,11 @@ t.test('a member that joins takes over the keys that it wins, and no other key m
   seen.take(a)
   seen.take(b)
   await seen.ready(senders, [a, b])
-  const keys = Array.from({ length: 20 }, (_, n) => `customer-${n}`)
+  const keys = Array.from({ length: 40 }, (_, n) => `customer-${n}`)
   const round = async (): Promise<void> => {
     const before = seen.count
     for (const sender of senders) for (const key of keys) await sender.send('q', 0, { key })
-    await eventually(() => seen.count === before + 40)
+    await eventually(() => seen.count === before + 80)
     for (const sender of senders) await eventually(() => routeOf(sender, 'q')!.pending === 0)
   }
   await round()
@@ -189,29 +189,56 @@ t.test('a key goes on elsewhere only once its member has settled what it holds',
   const [one, two] = senders as [Peer, Peer]
   const seen = new Seen()
   seen.take(b)
-  for (const how of ['its consumer closes', 'it closes'] as const) {
+  for (const [how, count] of [
+    ['its consumer closes', 1],
+    ['its consumer closes with more in hand', 3],
+    ['it closes', 3],
+  ] as const) {
     const rest = gate()
     t.teardown(() => rest.open())
     const first = seen.take(a, ({ body }) => (body === 'warm' ? null : rest.promise))
     await seen.ready(senders, members)
-    for (let n = 0; n < 3; n++) await one.send('q', n, { key })
+    for (let n = 0; n < count; n++) await one.send('q', n, { key })
     await eventually(() => seen.bodies(a).length === 1)
     const leaving = how === 'it closes' ? a.close() : first.close()
     await eventually(() => routeOf(one, 'q')!.consumers.length === 1 && routeOf(two, 'q')!.consumers.length === 1)
-    await one.send('q', 3, { key })
+    await one.send('q', count, { key })
     await within(two.send('q', 'of another sender', { key, until: 'done' }), 'who has nothing there goes on at once')
     await pause(150)
     t.same(seen.bodies(b), ['of another sender'], `${how}: nothing of the first sender's key yet`)
     rest.open()
     await within(leaving, 'the end of what runs')
-    await eventually(() => seen.bodies(b).length === 4)
-    t.same(seen.bodies(b).slice(1), [1, 2, 3], 'then all of it, in order')
+    await eventually(() => seen.bodies(b).length === count + 1)
+    t.same(
+      seen.bodies(b).slice(1),
+      Array.from({ length: count }, (_, n) => n + 1),
+      'then all of it, in order',
+    )
     t.notOk(
       seen.at.get(b.name)!.some(({ redelivered }) => redelivered),
       'none of it had started there',
     )
     await eventually(() => routeOf(one, 'q')!.pending === 0)
   }
+})
+
+t.test('a member that closes leaves nothing in doubt, whatever is on its way to it', async (t) => {
+  const { members, senders } = await mesh(t, [{}, {}], 2, { failoverMs: 3_600_000 })
+  const [a, b] = members as [Peer, Peer]
+  const seen = new Seen()
+  seen.take(a)
+  seen.take(b)
+  await seen.ready(senders, members)
+  // One after the other is confirmed here, and none of them has reached anybody yet.
+  const sending = senders.flatMap((sender) =>
+    Array.from({ length: 200 }, (_, n) => sender.send('q', n, { key: keyOf(a, members, n % 5), until: 'done' })),
+  )
+  const closing = a.close()
+  for (const sender of senders)
+    for (let n = 0; n < 200; n++) sending.push(sender.send('q', n, { key: keyOf(a, members, n % 5), until: 'done' }))
+  await within(closing, 'its end')
+  await within(Promise.all(sending), 'all of it')
+  t.equal(seen.count, 800, 'each once')
 })
 
 /** A member behind a proxy, another one beside it, and a sender with what it sent for a key of the first one. */
