@@ -160,6 +160,10 @@ type Seen = Pick<Status, 'state' | 'stateLosses' | 'deadLetters' | 'directory'>
 
 /** What helps against a directory that is not up, by what its last attempt said. The first that fits holds. */
 const REMEDIES: ReadonlyArray<readonly [RegExp, string]> = [
+  [
+    /no node of the table answers/,
+    'start a node that dht: names, or name one that is up; all of them need the same --mesh-key and each other on --allow',
+  ],
   [/mesh's key|wrong key/, 'start both with the same --mesh-key file'],
   [/allow-list/, 'add this peer to the --allow of the directory, or the directory to the --allow of this peer'],
   [/was expected/, 'another process answers there: check the address and what follows #'],
@@ -176,7 +180,8 @@ function directories(directory: Seen['directory']): Finding[] {
     return [{ check, verdict: 'ok', says: 'none: this peer links only with those that --peer names, or that name it' }]
   const isSomeUp = directory.servers.some(({ state }) => state === 'up')
   return directory.servers.map(({ url, state, isAnnounced, reason }) => {
-    if (state === 'up' && isAnnounced) return { check, verdict: 'ok', says: `${url} is up and knows this peer` }
+    if (state === 'up' && isAnnounced)
+      return { check, verdict: 'ok', says: `${url} is up and knows this peer${reason ? `: ${reason}` : ''}` }
     if (state === 'up' && reason === undefined)
       return { check, verdict: 'ok', says: `${url} is up; it takes no announcements, or not yet` }
     const remedy = REMEDIES.find(([pattern]) => pattern.test(reason ?? ''))?.[1]
