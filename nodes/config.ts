@@ -109,6 +109,7 @@ const SCHEMA = z.object({
   quota: read(parseBytes).optional(),
   failover: read(parseDuration).optional(),
   inDoubt: oneOf(['failover', 'wait']).optional(),
+  via: oneOf(['direct', 'relay', 'relay-if-away']).optional(),
   http: read(parseHttp).prefault('127.0.0.1:7480'),
   tokenFile: z
     .string()

@@ -40,6 +40,7 @@ const sending = (command: Command): Command =>
     .option('--ttl <duration>', 'expires when nobody started it in this time')
     .option('--priority <0-9>', '4 unless given')
     .option('--durability <class>', 'memory, process or disk')
+    .option('--via <way>', 'direct, relay, or relay-if-away: by a relay while nobody takes it')
     .option('--header <name=value>', 'a header of the message (repeatable)', collect)
     .option('--bytes', 'take the body as bytes; otherwise it is JSON where it parses, and a string where not')
 
@@ -64,26 +65,12 @@ const retrying = (command: Command): Command =>
       'time before a message that failed comes again: first..longest, or one fixed time (default 1s..1m)',
     )
 
-function addSidecar(program: Command): void {
-  program
-    .command('sidecar')
-    .summary('run a peer behind HTTP')
-    .description('Runs a peer behind HTTP: on 127.0.0.1:7480 with a token, and on the socket DATA/api.sock without.')
-    .addHelpText(
-      'before',
-      examples(
-        'sidecar',
-        'sidecar --data /var/lib/peerpost --peer tcp://127.0.0.1:7401',
-        'sidecar --listen tcp://127.0.0.1:0 --http 127.0.0.1:0 --json',
-      ),
-    )
-    .option('--data <dir>', 'the data folder (default ./.peerpost)')
+/** Flags of a node with a peer and its HTTP API. */
+const peerNode = (command: Command, own: { data: string; listen: string; http: string }): Command =>
+  command
+    .option('--data <dir>', `the data folder (default ${own.data})`)
     .option('--name <name>', 'a name of this peer, for people')
-    .option(
-      '--listen <endpoint>',
-      'where other peers dial this one (repeatable; default tcp://127.0.0.1:7400)',
-      collect,
-    )
+    .option('--listen <endpoint>', `where other peers dial this one (repeatable; default ${own.listen})`, collect)
     .option('--peer <endpoint>', 'another peer, such as tcp://127.0.0.1:7401 (repeatable)', collect)
     .option('--durability <class>', 'class of the store: memory, process or disk (default disk)')
     .option('--mesh-key <file>', 'the shared key of the mesh, made by "peerpost keys mesh"')
@@ -92,7 +79,7 @@ function addSidecar(program: Command): void {
     .option('--quota <size>', 'what the store may take, such as 10GiB')
     .option('--failover <duration>', 'after so long without its consumer a message may go to another one (default 30s)')
     .option('--in-doubt <what>', 'failover or wait: what becomes of a message whose consumer is gone')
-    .option('--http <host:port>', 'where the HTTP API listens, or unix:PATH (default 127.0.0.1:7480)')
+    .option('--http <host:port>', `where the HTTP API listens, or unix:PATH (default ${own.http})`)
     .option('--token-file <file>', 'the tokens of the HTTP API (default DATA/token, made by the first start)')
     .option('--no-token', 'let every program of this machine use the HTTP API')
     .option('--config <file>', 'a YAML or JSON file with any of these')
@@ -109,15 +96,56 @@ function addSidecar(program: Command): void {
       collect,
     )
     .option('--directory-lease <duration>', 'a directory takes this peer to be away after so long (default 15s)')
+    .option('--json', 'print one line of JSON when ready')
+
+/** Commander reads --no-token as the negation of a flag "token" that is true unless told otherwise. */
+const nodeFlags = ({ token, ...flags }: Flags): Flags => ({ ...flags, ...(token === false ? { noToken: true } : {}) })
+
+function addSidecar(program: Command): void {
+  const command = program
+    .command('sidecar')
+    .summary('run a peer behind HTTP')
+    .description('Runs a peer behind HTTP: on 127.0.0.1:7480 with a token, and on the socket DATA/api.sock without.')
+    .addHelpText(
+      'before',
+      examples(
+        'sidecar',
+        'sidecar --data /var/lib/peerpost --peer tcp://127.0.0.1:7401',
+        'sidecar --listen tcp://127.0.0.1:0 --http 127.0.0.1:0 --json',
+      ),
+    )
+  peerNode(command, { data: './.peerpost', listen: 'tcp://127.0.0.1:7400', http: '127.0.0.1:7480' })
+    .option('--via <way>', 'which way messages go: direct, relay or relay-if-away (default relay-if-away)')
     .option('--mqtt <host:port>', 'not in this version')
     .option('--dapr <host:port>', 'not in this version')
     .option('--app-port <port>', 'not in this version')
-    .option('--json', 'print one line of JSON when ready')
     .addHelpText('after', CONFIG_EXAMPLES)
-    .action(async ({ json, token, ...flags }: Flags) => {
+    .action(async ({ json, ...flags }: Flags) => {
       const { runSidecar } = await import('./sidecar/sidecar.js')
-      // Commander reads --no-token as the negation of a flag "token" that is true unless told otherwise.
-      await runSidecar({ ...flags, ...(token === false ? { noToken: true } : {}) }, json === true)
+      await runSidecar(nodeFlags(flags), json === true)
+    })
+}
+
+function addRelay(program: Command): void {
+  const command = program
+    .command('relay')
+    .summary('run a relay, which stores messages for those who sleep or are away')
+    .description(
+      'Runs a relay: peers that are linked with it hand their messages over while nobody takes them (or always, with --via relay), and it hands them on.',
+    )
+    .addHelpText(
+      'before',
+      examples(
+        'relay',
+        'relay --directory tcp://127.0.0.1:7410',
+        'relay --listen tls://0.0.0.0:7420 --mesh-key mesh.key --quota 100GiB',
+      ),
+    )
+  peerNode(command, { data: './.peerpost-relay', listen: 'tcp://127.0.0.1:7420', http: '127.0.0.1:7482' })
+    .addHelpText('after', CONFIG_EXAMPLES)
+    .action(async ({ json, ...flags }: Flags) => {
+      const { runRelay } = await import('./relay.js')
+      await runRelay(nodeFlags(flags), json === true)
     })
 }
 
@@ -278,7 +306,7 @@ function build(): Command {
     .showSuggestionAfterError()
     .exitOverride()
     .configureOutput({ outputError: (text, write) => write(usageText(text)) })
-  for (const add of [addSidecar, addDirectory, addSending, addTaking, addLooking, addDeadLetters, addTools])
+  for (const add of [addSidecar, addRelay, addDirectory, addSending, addTaking, addLooking, addDeadLetters, addTools])
     add(program)
   inherit(program)
   return program

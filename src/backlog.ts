@@ -1,12 +1,6 @@
-// send → OUTBOX → link → transport → inbox → handler → settle
-/**
- * What the outbox keeps: routes, what is in each, and what of it is in the log. It takes messages in, gives the log what
- * has to be written, and reads back what was dropped from memory. Who has what, `outbox.ts` knows.
- */
-import { invariant } from './errors.js'
 import { type Change, DURABILITY_RANK, type Durability } from './log/log.js'
 import * as rows from './log/rows.js'
-import type { DestinationKind, Outcome, PeerId, SpaceId } from './message.js'
+import type { DestinationKind, Outcome, PeerId, SpaceId, Via } from './message.js'
 import type { Limits } from './options.js'
 import { matches } from './pattern/topic.js'
 import { DueHeap } from './queue.js'
@@ -20,6 +14,7 @@ import {
   type Encoded,
   encodeMeta,
   type Meta,
+  type Origin,
   writeData,
 } from './transport/frame.js'
 import { Unwritten } from './unwritten.js'
@@ -48,6 +43,7 @@ export interface Draft {
   readonly ttlMs: number
   /** Wait for the batch: a transaction, or a caller's id (rules P4, P5). */
   readonly commitFirst: boolean
+  readonly via: Via
 }
 
 export interface Incarnation {
@@ -86,6 +82,8 @@ export abstract class Backlog {
   protected expiries = new DueHeap<Entry>()
   protected failovers = new DueHeap<{ peer: PeerId; down: number }>()
   protected down = new Map<PeerId, number>()
+  /** Peers that are relays, linked or not: what they have never fails over (rule P14). */
+  readonly relayPeers = new Set<PeerId>()
   /** Outcomes whose rows are not durable yet. */
   protected readonly unwrittenEnds = new Map<string, Outcome>()
   #unwrittenWriting: string[] = []
@@ -106,13 +104,15 @@ export abstract class Backlog {
     readonly storeClass: Durability,
     readonly limits: Limits,
     readonly rules: Rules,
+    /** Which way a message goes whose sender does not say. */
+    readonly via: Via = 'direct',
   ) {
     this.#spaceBytes = Buffer.from(incarnation.space, 'hex')
     this.idPrefix = `${this.#spaceBytes.toString('base64url')}.`
   }
 
   /** A message has ended, at the consumer `by` or here: it leaves its lane, and whoever waits is told. */
-  protected abstract finish(entry: Entry, outcome: Outcome, by: PeerId | null): void
+  protected abstract finish(entry: Entry, outcome: Outcome | 'relayed', by: PeerId | null): void
 
   /** Nobody gets it any more: its expiry is written first, and then it is finished. */
   protected abstract expire(entry: Entry, now: number): void
@@ -187,7 +187,7 @@ export abstract class Backlog {
 
   /** The last message of a dropped route is settled. */
   protected leaveDropped(route: Route): void {
-    if (!route.isDropped || route.pending > 0) return
+    if (!route.isDropped || route.pending > 0 || route.relayed > 0) return
     this.#changes.push(rows.remove(rows.routeKey(route.number)), rows.remove(rows.countersKey(route.number)))
     route.dirty = false
     this.routes.delete(route.number)
@@ -222,6 +222,7 @@ export abstract class Backlog {
     if (at < 0) return
     route.lanes.splice(at, 1)
     this.lanes.delete(laneName(lane.space, lane.number))
+    if (lane.isMemory) return
     for (const peer of lane.touched.keys()) this.lazy.push(rows.remove(rows.touchedKey(lane.epoch, route.number, peer)))
   }
 
@@ -255,6 +256,7 @@ export abstract class Backlog {
       keyBytes,
       meta,
       lower: draft.lower,
+      isRelayed: draft.meta?.o !== undefined,
     }
     writeData(slab, start, fields, draft.body)
     sent.unconfirmed = sent.unsettled = targets.length
@@ -278,6 +280,8 @@ export abstract class Backlog {
     const entry = new Entry(route, lane, lane.next++, sent.number, slab, start, end, wall, sent)
     entry.lower = draft.lower
     entry.rank = DURABILITY_RANK[draft.durability]
+    entry.via = draft.via
+    if (draft.meta?.o) goOn(entry, draft.meta.o, draft.meta.a)
     if (draft.ttlMs !== Number.POSITIVE_INFINITY) entry.expiresAt = now + draft.ttlMs
     this.#count(entry)
     if (isMemory) {
@@ -307,7 +311,7 @@ export abstract class Backlog {
     lane.loadedTo = entry.sequence + 1
     route.inMemory++
     route.inMemoryBytes += entry.bytes
-    entry.key = route.keyOf(key)
+    entry.key = route.keyOf(key, entry.origin)
     if (entry.expiresAt !== Number.POSITIVE_INFINITY) this.expiries.add(entry.expiresAt, entry)
     if (commitFirst) {
       entry.state = 'uncommitted'
@@ -342,7 +346,7 @@ export abstract class Backlog {
     return start
   }
 
-  #confirm(entry: Entry, at: 'sender' | 'consumer', reached: Durability): void {
+  #confirm(entry: Entry, at: Sent['at'], reached: Durability): void {
     const sent = entry.sent
     if (entry.confirmed || sent === null) return
     entry.confirmed = true
@@ -351,14 +355,25 @@ export abstract class Backlog {
     if (--sent.unconfirmed === 0) this.confirmed.push(sent)
   }
 
-  protected tell(entry: Entry, sent: Sent, outcome: Outcome): void {
-    // A consumer of a lower class was allowed to take it: the receipt says what its acknowledgement is worth.
+  protected confirmAt(entry: Entry, sent: Sent, at: Sent['at']): void {
+    // One of a lower class was allowed to take it: the receipt says what its acknowledgement is worth.
     const taker = CLASS_OF_RANK[entry.takerRank]!
-    this.#confirm(entry, 'consumer', entry.takerRank < DURABILITY_RANK[sent.durability] ? taker : sent.durability)
+    this.#confirm(entry, at, entry.takerRank < DURABILITY_RANK[sent.durability] ? taker : sent.durability)
+  }
+
+  protected tell(entry: Entry, sent: Sent, outcome: Outcome): void {
+    this.confirmAt(entry, sent, 'consumer')
     if (sent.outcome === null || outcome !== 'done') sent.outcome = outcome
     if (--sent.unsettled > 0) return
     this.settled.push(sent)
     if (this.awaited.size > 0) this.awaited.delete(watchName(entry.lane.space, sent.number))
+  }
+
+  /** How what this relay handed on has ended, for the shell: the frames of those messages. */
+  passed: Array<[frame: Buffer, start: number, outcome: Outcome]> = []
+
+  protected passedOn(frame: Buffer, start: number, outcome: Outcome): void {
+    if ((data.flags(frame, start) & DATA_FLAG.relayed) !== 0) this.passed.push([frame, start, outcome])
   }
 
   protected forgetBytes(entry: Entry): void {
@@ -381,7 +396,7 @@ export abstract class Backlog {
     }
     for (const [lane, peer] of this.touching) {
       lane.touched.set(peer, 'writing')
-      batch.push(rows.putEmpty(rows.touchedKey(lane.epoch, lane.route.number, peer)))
+      batch.push(rows.putMark(rows.touchedKey(lane.epoch, lane.route.number, peer), this.relayPeers.has(peer)))
     }
     this.#touchWritten = this.touching
     this.touching = []
@@ -429,7 +444,7 @@ export abstract class Backlog {
   }
 
   #collectCounters(route: Route, batch: Change[]): void {
-    const { accepted, done, dead, expired } = route.counters
+    const { accepted, done, dead, expired, relayed, lost } = route.counters
     const { unwritten, unwrittenBytes, pendingBytes } = route
     batch.push(
       rows.put(rows.countersKey(route.number), [
@@ -438,6 +453,8 @@ export abstract class Backlog {
         dead,
         expired,
         pendingBytes - unwrittenBytes,
+        relayed,
+        lost,
       ]),
     )
     route.dirty = false
@@ -533,13 +550,12 @@ export abstract class Backlog {
     now: number,
   ): void {
     for (const { sequence, frame } of records) {
-      if (lane.finishedOnDisk.has(sequence)) {
+      if (lane.isOverOnDisk(sequence)) {
         this.#forgetRecord(
           lane,
           sequence,
-          frame.length,
           lane.expiredOnDisk.has(sequence) ? 'expired' : lane.deadOnDisk.has(sequence) ? 'dead' : 'done',
-          data.number(frame, 0),
+          frame,
         )
         continue
       }
@@ -560,6 +576,8 @@ export abstract class Backlog {
       entry.rank = DURABILITY_RANK[this.storeClass]
       entry.lower = (data.flags(frame, 0) & DATA_FLAG.lower) !== 0
       entry.redelivered = lane.isOld && lane.touched.size > 0
+      entry.via = meta?.v ?? this.via
+      if (meta?.o) goOn(entry, meta.o, meta.a)
       if (lane.givenUp.size > 0) entry.others = new Set(lane.givenUp)
       if (meta?.t !== undefined) entry.expiresAt = now + meta.t - (wallNow - entry.created)
       const nacked = lane.nacked.get(sequence)
@@ -588,14 +606,15 @@ export abstract class Backlog {
   }
 
   /** A record that never came to memory is finished. */
-  #forgetRecord(lane: Lane, sequence: number, bytes: number, outcome: Outcome, number: number): void {
+  #forgetRecord(lane: Lane, sequence: number, outcome: Outcome, frame: Buffer): void {
     const { route } = lane
     route.counters[outcome]++
-    route.pendingBytes -= bytes
-    this.pendingBytes -= bytes + RECORD_OVERHEAD
+    route.pendingBytes -= frame.length
+    this.pendingBytes -= frame.length + RECORD_OVERHEAD
     route.dirty = true
     this.lazy.push(rows.remove(rows.recordKey(route.number, lane.epoch, sequence)))
-    if (outcome !== 'done') this.lazy.push(rows.put(rows.outcomeKey(lane.epoch, number), outcome))
+    if (outcome !== 'done') this.lazy.push(rows.put(rows.outcomeKey(lane.epoch, data.number(frame, 0)), outcome))
+    this.passedOn(frame, 0, outcome)
   }
 
   // --- after a restart
@@ -606,10 +625,10 @@ export abstract class Backlog {
     this.#routeNumber = Math.max(this.#routeNumber, number)
     route.idleSince = now
     if (row.dropped) this.#restoreDropped(route)
-    const [accepted, done, dead, expired, bytes] = counters ?? [0, 0, 0, 0, 0]
-    Object.assign(route.counters, { accepted, done, dead, expired })
-    route.pendingBytes = bytes!
-    this.pendingBytes += bytes! + (accepted! - done! - dead! - expired!) * RECORD_OVERHEAD
+    const [accepted = 0, done = 0, dead = 0, expired = 0, bytes = 0, relayed = 0, lost = 0] = counters ?? []
+    Object.assign(route.counters, { accepted, done, dead, expired, relayed, lost })
+    route.pendingBytes = bytes
+    this.pendingBytes += bytes + route.pending * RECORD_OVERHEAD
   }
 
   #restoreDropped(route: Route): void {
@@ -617,55 +636,6 @@ export abstract class Backlog {
     this.#topics = this.#topics.filter((other) => other !== route)
     this.#byName.delete(routeName(route.kind, route.name, route.group, route.owner))
     this.active.add(route)
-  }
-
-  /** A lane of an older space, with its first and last record; `touched` may hold some of it (rule P1). */
-  restoreLane(
-    number: number,
-    incarnation: Incarnation,
-    first: number,
-    last: number,
-    touched: readonly PeerId[],
-    now: number,
-  ): void {
-    const route = this.routes.get(number)
-    invariant(route !== undefined, `the log has records of route ${number} and not the route`)
-    const spaceBytes = Buffer.from(incarnation.space, 'hex')
-    const lane = new Lane(route, incarnation.space, spaceBytes, incarnation.epoch, number, true)
-    lane.base = lane.loadedTo = first
-    lane.next = lane.durableTo = last + 1
-    for (const peer of touched) {
-      lane.touched.set(peer, 'durable')
-      if (!this.rules.fenceOldSpaces) continue
-      lane.unresolved.add(peer)
-      if (this.down.has(peer)) continue
-      this.down.set(peer, now)
-      this.failovers.add(now + this.limits.failoverMs, { peer, down: now })
-    }
-    route.lanes.push(lane)
-    this.lanes.set(laneName(lane.space, lane.number), lane)
-    this.active.add(route)
-  }
-
-  /** Consumers that may run messages of which no record is left: their keys still wait for them (rule P1). */
-  restoreTouched(
-    lines: ReadonlyArray<[epoch: number, route: number]>,
-    spaces: ReadonlyMap<number, SpaceId>,
-    touched: ReadonlyMap<string, PeerId[]>,
-    now: number,
-  ): void {
-    for (const [epoch, route] of lines) {
-      const space = spaces.get(epoch)
-      if (space && this.routes.has(route))
-        this.restoreLane(route, { epoch, space }, 1, 0, touched.get(`${epoch}/${route}`) ?? [], now)
-    }
-  }
-
-  /** How a message ended that others may have ended otherwise, and who has not said yet (rule P13). */
-  restoreContested(number: number, space: SpaceId, sequence: number, row: rows.ContestedRow): void {
-    const [outcome, by, others, message] = row
-    const contested = { outcome, by, others: new Set(others), number: message }
-    this.lanes.get(laneName(space, number))?.contested.set(sequence, contested)
   }
 
   /** This process has a new incarnation: what was appended so far is of an older space from now on. */
@@ -679,6 +649,16 @@ export abstract class Backlog {
     }
     for (const lane of [...this.lanes.values()]) this.retire(lane)
   }
+}
+
+/** What a relay hands on keeps its sender, and the deliveries that it has had. */
+function goOn(entry: Entry, origin: Origin, history: Meta['a']): void {
+  entry.via = 'direct'
+  entry.origin = origin[0]
+  entry.attempts = origin[4]
+  entry.rank = Math.min(entry.rank, origin[6])
+  if (origin[7]) entry.redelivered = true
+  entry.history = history ?? null
 }
 
 const SLAB_BYTES = 256 * 1024

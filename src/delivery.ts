@@ -157,7 +157,7 @@ export class HeldDelivery implements Delivery {
     return this.#rest?.p ?? 4
   }
   get from(): PeerId {
-    return this.held.lane.peer
+    return this.held.from
   }
   get body(): unknown {
     this.#body ??= { value: this.held.body }

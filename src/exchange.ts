@@ -5,13 +5,14 @@
 import type { Clock } from './clock.js'
 import { freshAccount, type Held } from './hold.js'
 import type { Inbox } from './inbox.js'
+import { IntervalSet } from './interval.js'
 import type { LinkConnection } from './link.js'
 import { DURABILITY_RANK } from './log/log.js'
 import type { PeerId, SpaceId } from './message.js'
 import type { Limits } from './options.js'
 import type { NackFields, Outbox, ResumeAnswer } from './outbox.js'
 import { RemoteConsumer } from './route.js'
-import { ACK_OUTCOMES, type Settle } from './settle.js'
+import { ACK_OUTCOMES, type Settle, sayTold } from './settle.js'
 import * as check from './transport/fields.js'
 import { checkData, data, FRAME, readAck, readControl, readCredit, violation } from './transport/frame.js'
 
@@ -85,6 +86,9 @@ export class Exchange {
       case FRAME.consume:
         this.#consume(link, fields)
         break
+      case FRAME.relay:
+        this.#relay(link, fields)
+        break
       case FRAME.unconsume:
         this.#unconsume(link, fields)
         break
@@ -102,6 +106,9 @@ export class Exchange {
         break
       case FRAME.withdraw:
         this.#withdraw(link, fields)
+        break
+      case FRAME.told:
+        this.#told(link, fields)
         break
       default:
         // A newer peer may know more frames: within one protocol version they may be passed over.
@@ -183,7 +190,8 @@ export class Exchange {
     verdict: string,
   ): void {
     const declared = link.laneIds.get(data.lane(packet, start))!
-    if (verdict === 'again' && lane.isFinished) link.writer.ack(declared.space, declared.route, 0, [sequence, sequence])
+    if (verdict === 'again' && lane.isFinished)
+      sayTold(link.writer, declared.space, declared.route, [sequence, sequence])
     else
       link.writer.control(FRAME.nack, [
         declared.space,
@@ -202,7 +210,17 @@ export class Exchange {
     if (outcome === undefined) throw violation(`an ACK has the outcome ${ack.outcome}`)
     const { outbox } = this.machines()
     if (outcome === 'withdrawn') outbox.withdrawn(link.peer, ack.space, ack.route, ack.ends)
-    else outbox.ack(link.peer, ack.space, ack.route, ack.ends, outcome)
+    else if (outcome !== 'done' || !isToldOf(link, ack)) outbox.ack(link.peer, ack.space, ack.route, ack.ends, outcome)
+  }
+
+  /** What is over by this peer's own word, and not by the other's: the ACK that follows says it to those who know no TOLD. */
+  #told(link: LinkConnection, fields: unknown[]): void {
+    const space = check.space(fields[0])
+    const route = check.u32(fields[1])
+    const ends = check.ranges(fields[2])
+    if (ends.length === 0) throw violation('a TOLD names nothing')
+    link.told = { space, route, ends }
+    this.machines().outbox.ack(link.peer, space, route, ends, 'told')
   }
 
   #nack(link: LinkConnection, fields: unknown[]): void {
@@ -247,6 +265,17 @@ export class Exchange {
     if (durable === true) this.events.subscribed(link, number)
   }
 
+  /** The other side is a relay: it takes messages of any route. */
+  #relay(link: LinkConnection, fields: unknown[]): void {
+    const [id, rank] = fields
+    const number = check.u32(id)
+    if (link.consumers.has(number)) return
+    if (link.consumers.size >= CONSUMERS_MAX) throw violation(`it consumes more than ${CONSUMERS_MAX} names`)
+    const relay = new RemoteConsumer(link, number, 'queue', '', '', '', 'none', false, check.rank(rank), true)
+    link.consumers.set(number, relay)
+    this.machines().outbox.addRelay(relay)
+  }
+
   #unconsume(link: LinkConnection, fields: unknown[]): void {
     const consumer = link.consumers.get(check.u32(fields[0]))
     if (!consumer) return
@@ -254,6 +283,7 @@ export class Exchange {
     const { outbox } = this.machines()
     const route = outbox.findRoute(consumer.kind, consumer.name, consumer.group, consumer.owner)
     outbox.removeConsumer(consumer, this.clock.now())
+    if (consumer.isRelay) return
     if (route && fields[1] === true && route.consumers.length === 0) outbox.dropRoute(route, this.clock.now())
   }
 
@@ -268,14 +298,16 @@ export class Exchange {
       const lane = inbox.lanes.get(`${space}/${route}`)
       if (lane && lane.peer === link.peer)
         inbox.finishedThrough(lane, check.sequence(through), check.ascending(exceptions))
-      const { done, dead, expired, running } = inbox.answer(
+      const { done, dead, expired, running, told, relayed } = inbox.answer(
         link.peer,
         space,
         route,
         check.sequence(from),
         check.sequence(to),
       )
-      answers.push([spaceField, route, done, dead, running, expired])
+      // Only who is a relay says what it has as one.
+      const more = inbox.relay !== null ? [told, relayed] : told.length > 0 ? [told] : []
+      answers.push([spaceField, route, done, dead, running, expired, ...more])
     }
     inbox.closeSpaces(link.peer, new Set(open))
     link.writer.control(FRAME.resumed, [answers])
@@ -285,13 +317,16 @@ export class Exchange {
 
   #resumed(link: LinkConnection, fields: unknown[]): void {
     const answers: ResumeAnswer[] = check.list(fields[0]).map((answer) => {
-      const [space, route, done, dead, running, expired] = check.list(answer)
-      const ends = { done: check.ranges(done), dead: check.ranges(dead), expired: check.ranges(expired) }
+      const [space, route, over, dead, running, expired, hearsay, relayed] = check.list(answer)
+      const told = hearsay === undefined ? [] : check.ranges(hearsay)
+      const done = new IntervalSet(told).without(check.ranges(over))
+      const ends = { done, dead: check.ranges(dead), expired: check.ranges(expired), told }
       return {
         space: check.space(space),
         route: check.u32(route),
         ...ends,
         running: check.list(running).map(check.sequence),
+        relayed: relayed === undefined ? null : check.ranges(relayed),
       }
     })
     const { outbox } = this.machines()
@@ -333,10 +368,15 @@ export class Exchange {
 
   announce(link: LinkConnection, consumer: Parameters<Inbox['creditFor']>[0]): void {
     const { outbox } = this.machines()
-    if (link.announced.has(consumer.number)) return
+    // A peer is no relay of its own.
+    if (link.announced.has(consumer.number) || (consumer.isRelay && link.isSelf)) return
     link.announced.add(consumer.number)
     const { kind, name, group, owner, order, durable } = consumer
     if (!consumer.accounts.has(link.peer)) consumer.accounts.set(link.peer, freshAccount())
+    if (consumer.isRelay) {
+      link.writer.control(FRAME.relay, [consumer.number, DURABILITY_RANK[outbox.storeClass]])
+      return
+    }
     link.writer.control(FRAME.consume, [
       consumer.number,
       kind,
@@ -371,4 +411,11 @@ export class Exchange {
     link.toldCommit = commit
     link.writer.control(FRAME.progress, [commit, lanes])
   }
+}
+
+/** Does this ACK say again what the TOLD before it said? */
+function isToldOf({ told }: LinkConnection, ack: { space: string; route: number; ends: readonly number[] }): boolean {
+  if (told === null || told.space !== ack.space || told.route !== ack.route) return false
+  const said = new IntervalSet(told.ends)
+  return ack.ends.every((from, i) => i % 2 === 1 || said.covers(from, ack.ends[i + 1]!))
 }

@@ -4,10 +4,10 @@
  */
 import { IntervalSet } from './interval.js'
 import type { AttemptRow, DoneRow } from './log/rows.js'
-import type { Attempt, DestinationKind, PeerId, SpaceId } from './message.js'
+import type { Attempt, DestinationKind, Outcome, PeerId, SpaceId } from './message.js'
 import type { Backoff } from './options.js'
 import { Deque } from './queue.js'
-import { data, type Meta } from './transport/frame.js'
+import { DATA_FLAG, data, type Meta } from './transport/frame.js'
 
 /** A row of an attempt, with the monotonic time of its retry where this process gave it. */
 export type KnownAttempt = AttemptRow & { readonly dueAt?: number }
@@ -16,23 +16,44 @@ export type KnownAttempt = AttemptRow & { readonly dueAt?: number }
 export const remainingMs = (known: KnownAttempt, now: number, wallNow: number): number =>
   known.dueAt !== undefined ? known.dueAt - now : Math.min(known.retryAt - wallNow, known.delayMs)
 
+/** How a message ended here: `relayed` is a relay's, which tells the real end later. */
+export type InEnd = Outcome | 'relayed'
+
+/** What a lane's messages are for. */
+export interface Destination {
+  readonly kind: DestinationKind
+  readonly name: string
+  readonly group: string
+  readonly owner: string
+}
+
 /** One sender's lane: which of its sequences are done, which are dead, which are here. */
 export class InLane {
+  /** All that is over, but for `dead` and `expired`: done here, or told finished by its sender. */
   done: IntervalSet
+  /** Of `done`, what its sender told: how and where that ended is not known here. */
+  readonly told: IntervalSet
   dead = new IntervalSet()
   expired = new IntervalSet()
+  /** Taken by this peer as a relay, and not ended where it was handed on to. */
+  relayed = new IntervalSet()
+  /** Where its messages go; known once it was declared to this process, and to a relay alone. */
+  destination: Destination | null = null
   /** Held, running or being settled, by sequence. */
   readonly active = new Map<number, Held>()
   /** Tried and not settled, by sequence. */
   readonly attempts = new Map<number, KnownAttempt>()
   isDirty = false
   /** Settled and durable, not acknowledged yet: flat from, to pairs for each outcome. */
-  readonly acks: [done: IntervalSet, dead: IntervalSet, expired: IntervalSet, withdrawn: IntervalSet] = [
-    new IntervalSet(),
-    new IntervalSet(),
-    new IntervalSet(),
-    new IntervalSet(),
-  ]
+  readonly acks: [
+    done: IntervalSet,
+    dead: IntervalSet,
+    expired: IntervalSet,
+    withdrawn: IntervalSet,
+    relayed: IntervalSet,
+  ] = [new IntervalSet(), new IntervalSet(), new IntervalSet(), new IntervalSet(), new IntervalSet()]
+  /** To be acknowledged as done, of what was only told: said apart (TOLD). */
+  readonly hearsay = new IntervalSet()
   hasAcks = false
 
   constructor(
@@ -42,8 +63,10 @@ export class InLane {
     readonly epoch: number,
     readonly route: number,
     done: readonly number[] = [],
+    told: readonly number[] = [],
   ) {
     this.done = new IntervalSet(done)
+    this.told = new IntervalSet(told)
   }
 
   get isMemory(): boolean {
@@ -52,10 +75,11 @@ export class InLane {
 
   /** Was its end decided here before? */
   isOver(sequence: number): boolean {
-    return this.done.has(sequence) || this.dead.has(sequence) || this.expired.has(sequence)
+    return this.done.has(sequence) || this.endOf(sequence) !== 'done'
   }
 
-  endOf(sequence: number): 'done' | 'dead' | 'expired' {
+  endOf(sequence: number): InEnd {
+    if (this.relayed.has(sequence)) return 'relayed'
     return this.dead.has(sequence) ? 'dead' : this.expired.has(sequence) ? 'expired' : 'done'
   }
 
@@ -67,11 +91,14 @@ export class InLane {
       ends: this.done.ends,
       dead: this.dead.ends,
       expired: this.expired.ends,
+      told: this.told.ends,
+      // What a relay has of class memory ends with its process.
+      ...(this.relayed.intervals > 0 && !this.isMemory ? { relayed: this.relayed.ends } : {}),
     }
   }
 
   /** What a RESUME answer says is done: not what is still being committed. */
-  settled(kind: 'done' | 'dead' | 'expired', from: number, to: number): number[] {
+  settled(kind: InEnd, from: number, to: number): number[] {
     const committing = [...this.active.keys()].filter((sequence) => this[kind].has(sequence)).sort((a, b) => a - b)
     const ends = this[kind].within(from, to)
     if (committing.length === 0) return ends
@@ -137,7 +164,7 @@ export class Held {
   /** What user code holds, to be told when the lease is lost. */
   delivery: { abort(reason: string): void } | null = null
   /** How it ends, once that is decided. */
-  outcome: 'done' | 'dead' | 'expired' = 'done'
+  outcome: InEnd = 'done'
 
   constructor(
     readonly lane: InLane,
@@ -162,6 +189,12 @@ export class Held {
 
   get body(): unknown {
     return data.body(this.frame, this.start, this.end)
+  }
+
+  /** Who sent it: behind a relay, the sender that the relay has it from. */
+  get from(): PeerId {
+    const isRelayed = (data.flags(this.frame, this.start) & DATA_FLAG.relayed) !== 0
+    return (isRelayed ? this.meta?.o?.[0] : undefined) ?? this.lane.peer
   }
 
   get id(): string {
@@ -233,6 +266,8 @@ export class LocalConsumer {
     readonly durable: boolean,
     readonly order: 'key' | 'strict' | 'none',
     policy: ConsumerPolicy,
+    /** Takes whatever nobody else here takes, to hand it on. */
+    readonly isRelay = false,
   ) {
     this.policy = policy
   }
@@ -267,13 +302,9 @@ export class LocalConsumer {
 }
 
 /** A lane as one connection numbers it. */
-export interface ConnectionLane {
+export interface ConnectionLane extends Destination {
   readonly lane: InLane | null
   readonly isFinished: boolean
   readonly isStale: boolean
-  readonly kind: DestinationKind
-  readonly name: string
-  readonly group: string
-  readonly owner: string
   consumer: LocalConsumer | null
 }

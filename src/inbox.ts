@@ -5,8 +5,10 @@
  */
 import {
   type ConnectionLane,
+  type Destination,
   freshAccount,
   Held,
+  type InEnd,
   InKey,
   InLane,
   type KnownAttempt,
@@ -28,6 +30,9 @@ const TOMBSTONES_MAX = 10_000
 
 /** A retry that comes so little before its time is run. */
 const EARLY_MS = 50
+
+/** Where the relay stands among the consumers: no name begins so. */
+const RELAY = 'relay'
 
 /** What one DATA frame comes to, where it is not held. */
 export type Verdict =
@@ -68,6 +73,23 @@ export class Inbox {
     return this.consumers.get(consumerName(kind, name, group, owner))
   }
 
+  /** Who takes a lane's messages here: its own consumer, or this peer as a relay. */
+  #takerOf({ kind, name, group, owner }: Destination): LocalConsumer | null {
+    return this.consumer(kind, name, group, owner) ?? this.relay
+  }
+
+  /** The consumer that this peer is as a relay. */
+  get relay(): LocalConsumer | null {
+    return this.consumers.get(RELAY) ?? null
+  }
+
+  /** From now on this peer takes as a relay what nobody takes here. */
+  addRelay(policy: LocalConsumer['policy']): LocalConsumer {
+    const relay = new LocalConsumer(++this.#consumerNumber, 'queue', '', '', '', false, 'none', policy, true)
+    this.consumers.set(RELAY, relay)
+    return relay
+  }
+
   addConsumer(
     kind: DestinationKind,
     name: string,
@@ -85,7 +107,8 @@ export class Inbox {
   /** Takes a consumer away; gives back what it held and did not start. */
   removeConsumer(consumer: LocalConsumer): Held[] {
     consumer.isClosed = true
-    this.consumers.delete(consumerName(consumer.kind, consumer.name, consumer.group, consumer.owner))
+    const { kind, name, group, owner, isRelay } = consumer
+    this.consumers.delete(isRelay ? RELAY : consumerName(kind, name, group, owner))
     return this.releaseHeld(consumer)
   }
 
@@ -125,14 +148,15 @@ export class Inbox {
     spaceBytes: Buffer,
     epoch: number,
     route: number,
-    destination: Omit<ConnectionLane, 'lane' | 'consumer' | 'isFinished' | 'isStale'>,
+    destination: Destination,
   ): ConnectionLane {
-    const { kind, name, group, owner } = destination
-    const consumer = this.consumer(kind, name, group, owner) ?? null
+    const consumer = this.#takerOf(destination)
     const isFinished = this.#tombstones.has(space)
     const isStale = this.rules.tombstones && !isFinished && epoch <= (this.#floors.get(peer) ?? 0)
     if (isFinished || isStale) return { ...destination, lane: null, isFinished, isStale, consumer }
-    return { ...destination, lane: this.#laneOf(peer, space, spaceBytes, epoch, route), isFinished, isStale, consumer }
+    const lane = this.#laneOf(peer, space, spaceBytes, epoch, route)
+    lane.destination = destination
+    return { ...destination, lane, isFinished, isStale, consumer }
   }
 
   #laneOf(peer: PeerId, space: SpaceId, spaceBytes: Buffer, epoch: number, route: number): InLane {
@@ -172,8 +196,7 @@ export class Inbox {
       this.duplicates++
       return { verdict: 'again', held: null, sequence }
     }
-    if (at.consumer === null || at.consumer.isClosed)
-      at.consumer = this.consumer(at.kind, at.name, at.group, at.owner) ?? null
+    if (at.consumer === null || at.consumer.isClosed) at.consumer = this.#takerOf(at)
     const consumer = at.consumer
     if (consumer === null) return { verdict: 'returned', held: null, sequence }
     this.#checkCredit(consumer, lane.peer)
@@ -267,7 +290,7 @@ export class Inbox {
     if (consumer.order === 'none' || !this.rules.keyFollowsPredecessor) return null
     const key = consumer.order === 'strict' ? '' : data.key(held.frame, held.start)
     if (consumer.order === 'key' && key === '') return null
-    const name = `${held.lane.peer}/${key}`
+    const name = `${held.from}/${key}`
     let state = consumer.keys.get(name)
     if (!state) {
       state = new InKey(name)
@@ -391,6 +414,7 @@ export class Inbox {
     if (through <= 0) return
     const before = lane.done.intervals
     lane.done.addThrough(through, exceptions)
+    lane.told.addThrough(through, exceptions)
     for (const [sequence, row] of lane.attempts) {
       if (sequence > through || exceptions.includes(sequence) || lane.active.has(sequence)) continue
       lane.attempts.delete(sequence)
@@ -398,6 +422,7 @@ export class Inbox {
     }
     lane.dead = unfinished(lane.dead, through, exceptions)
     lane.expired = unfinished(lane.expired, through, exceptions)
+    lane.relayed = unfinished(lane.relayed, through, exceptions)
     if (before !== lane.done.intervals) this.touch(lane)
   }
 
@@ -480,25 +505,28 @@ export class Inbox {
     route: number,
     from: number,
     to: number,
-  ): { done: number[]; dead: number[]; expired: number[]; running: number[] } {
-    if (this.#tombstones.has(space)) return { done: to >= from ? [from, to] : [], dead: [], expired: [], running: [] }
+  ): Record<InEnd | 'running' | 'told', number[]> {
+    const nothing = { done: [], dead: [], expired: [], relayed: [], running: [], told: [] }
+    // Who closed the space was its sender: nothing of it is this store's own word.
+    if (this.#tombstones.has(space)) return to < from ? nothing : { ...nothing, done: [from, to], told: [from, to] }
     const lane = this.lanes.get(laneName(space, route))
-    if (!lane || lane.peer !== peer) return { done: [], dead: [], expired: [], running: [] }
+    if (!lane || lane.peer !== peer) return nothing
     const running: number[] = []
     for (const held of lane.active.values()) if (held.state !== 'held') running.push(held.sequence)
     return {
       done: lane.settled('done', from, to),
       dead: lane.settled('dead', from, to),
       expired: lane.settled('expired', from, to),
+      relayed: lane.settled('relayed', from, to),
       running,
+      told: lane.told.within(from, to),
     }
   }
 
   // --- the log
 
-  touch(lane: InLane): void {
-    if (lane.isMemory) return
-    if (lane.isDirty) return
+  touch(lane: InLane, always = false): void {
+    if (lane.isDirty || (lane.isMemory && !always)) return
     lane.isDirty = true
     this.#dirty.add(lane)
   }
@@ -523,9 +551,10 @@ export class Inbox {
   }
 
   restoreLane(space: SpaceId, route: number, row: rows.DoneRow): void {
-    const lane = new InLane(row.peer, space, Buffer.from(space, 'hex'), row.epoch, route, row.ends)
+    const lane = new InLane(row.peer, space, Buffer.from(space, 'hex'), row.epoch, route, row.ends, row.told)
     lane.dead = new IntervalSet(row.dead)
     lane.expired = new IntervalSet(row.expired ?? [])
+    lane.relayed = new IntervalSet(row.relayed ?? [])
     this.#remember(laneName(space, route), lane)
   }
 

@@ -65,6 +65,20 @@ export class IntervalSet {
     ends.splice(start, stop - start, low, high)
   }
 
+  /** Takes [from, to] out of the set. */
+  deleteRange(from: number, to: number): void {
+    const ends = this.#ends
+    const start = this.#search(from)
+    let stop = start
+    const kept: number[] = []
+    while (stop < ends.length && ends[stop]! <= to) {
+      if (ends[stop]! < from) kept.push(ends[stop]!, from - 1)
+      if (ends[stop + 1]! > to) kept.push(to + 1, ends[stop + 1]!)
+      stop += 2
+    }
+    ends.splice(start, stop - start, ...kept)
+  }
+
   /** Adds all of [1, through] except `exceptions`, which must be ascending. What was in the set stays in it. */
   addThrough(through: number, exceptions: readonly number[]): void {
     let from = 1
@@ -76,11 +90,33 @@ export class IntervalSet {
     this.addRange(from, through)
   }
 
+  /** Are all of [from, to] in the set? */
+  covers(from: number, to: number): boolean {
+    const i = this.#search(from)
+    return i < this.#ends.length && this.#ends[i]! <= from && to <= this.#ends[i + 1]!
+  }
+
   /** The part of the set inside [from, to], as a flat list of pairs. */
   within(from: number, to: number): number[] {
     const found: number[] = []
     for (let i = this.#search(from); i < this.#ends.length && this.#ends[i]! <= to; i += 2)
       found.push(Math.max(from, this.#ends[i]!), Math.min(to, this.#ends[i + 1]!))
     return found
+  }
+
+  /** Of ranges as a flat list of pairs, what is not in the set. */
+  without(ends: readonly number[]): number[] {
+    const left: number[] = []
+    for (let i = 0; i < ends.length; i += 2) {
+      let from = ends[i]!
+      const to = ends[i + 1]!
+      const inside = this.within(from, to)
+      for (let j = 0; j < inside.length; j += 2) {
+        if (inside[j]! > from) left.push(from, inside[j]! - 1)
+        from = inside[j + 1]! + 1
+      }
+      if (from <= to) left.push(from, to)
+    }
+    return left
   }
 }

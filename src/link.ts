@@ -255,6 +255,8 @@ export class LinkConnection implements Carrier {
   toldCommit = 0
   /** An answer was given that rests on a commit of which the other side may not know. */
   owesCommit = false
+  /** What the other side said last to be over by our own word: the ACK that follows says it again. */
+  told: { readonly space: SpaceId; readonly route: number; readonly ends: readonly number[] } | null = null
   /** Packets that came before this side was ready for them. */
   readonly early: Buffer[] = []
 

@@ -22,12 +22,33 @@ import type { Limits } from './options.js'
 import type { Rules } from './rules.js'
 import { pinOf, schemeOf } from './transport/endpoint.js'
 import { FRAME, readControl, readPacket, violation } from './transport/frame.js'
-import type { Accept, Connection, ConnectionEvents } from './transport/transport.js'
+import type { Accept, Connection, ConnectionEvents, Transport } from './transport/transport.js'
 
-/** How the shell reaches others: real transports in `peer.ts`, the simulated network in the simulator. */
+/** How the shell reaches others: real transports in `open.ts`, the simulated network in the simulator. */
 export interface Network {
   /** Calls `accept` once the channel is up, or `fail`. Gives what gives up the attempt. */
   dial(endpoint: string, accept: Accept, fail: (error: Error) => void): Cancel
+}
+
+export function transportFor(endpoint: string, transports: readonly Transport[]): Transport {
+  const scheme = schemeOf(endpoint)
+  const transport = transports.find((candidate) => candidate.schemes.includes(scheme))
+  if (transport) return transport
+  throw new PeerpostError(
+    'ENDPOINT_INVALID',
+    `No transport serves ${scheme} endpoints. Known are: ${transports.flatMap((candidate) => candidate.schemes).join(', ')}.`,
+  )
+}
+
+export function networkOf(transports: readonly Transport[]): Network {
+  return {
+    dial(endpoint, accept, fail) {
+      const abort = new AbortController()
+      const attempt = async (): Promise<void> => transportFor(endpoint, transports).dial(endpoint, accept, abort.signal)
+      attempt().catch((thrown: unknown) => fail(thrown instanceof Error ? thrown : new Error(reasonOf(thrown))))
+      return () => abort.abort()
+    },
+  }
 }
 
 /** What the turn is told, and asked. */

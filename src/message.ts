@@ -14,8 +14,17 @@ export type SpaceId = string & { readonly __brand: 'SpaceId' }
 /** Position in a route: counts from 1 within one space. */
 export type Sequence = number
 
-/** What a destination is. A `reply` goes back to one peer and has no public name. */
-export type DestinationKind = 'queue' | 'topic' | 'request' | 'reply'
+/**
+ * What a destination is. A `reply` goes back to one peer and has no public name; a `publish` is on its way to a relay,
+ * which knows the subscriptions.
+ */
+export type DestinationKind = 'queue' | 'topic' | 'request' | 'reply' | 'publish'
+
+/**
+ * Which way a message goes: straight to its consumer and nowhere else; by a relay always; or by a relay once its route has
+ * had no consumer for a second.
+ */
+export type Via = 'direct' | 'relay' | 'relay-if-away'
 
 /** Attributes that travel beside the body. W3C trace context and CloudEvents attributes are headers like any other. */
 export type Headers = Readonly<Record<string, string>>
@@ -38,7 +47,7 @@ export interface Message<Body = unknown> {
   readonly redelivered: boolean
   /** 0 to 9. */
   readonly priority: number
-  /** The peer whose log holds the message. */
+  /** The peer that sent it, behind a relay as well. */
   readonly from: PeerId
   /** Aborts when the lease is lost or the peer closes. */
   readonly signal: AbortSignal
@@ -94,10 +103,12 @@ export interface SendOptions {
   readonly until?: 'stored' | 'done'
   /** May a consumer with a store of a lower class take it? The receipt then says the lower class. */
   readonly allowLower?: boolean
+  /** The peer's own setting unless given. */
+  readonly via?: Via
   readonly signal?: AbortSignal
 }
 
-/** What became of a message. `relayed` is a relay's word for: taken, not yet known. */
+/** What became of a message. `relayed`: a relay has it, and has not told the end. */
 export type Outcome = 'done' | 'dead' | 'expired'
 export type OutcomeAnswer = Outcome | 'pending' | 'relayed' | 'unknown'
 
@@ -105,7 +116,7 @@ export interface Receipt {
   readonly id: string
   /** The class that was reached, at the end that `at` names. */
   readonly durability: Durability
-  readonly at: 'sender' | 'consumer'
+  readonly at: 'sender' | 'consumer' | 'relay'
   /** Resolves with what became of the message; never rejects. */
   readonly done: Promise<Outcome>
 }
@@ -230,6 +241,9 @@ export interface RouteStatus {
   readonly done: number
   readonly dead: number
   readonly expired: number
+  /** With a relay that has not told the end; and what a relay had that lost its store, or was given up. */
+  readonly relayed: number
+  readonly lost: number
   /** Peers that take from it now. */
   readonly consumers: readonly PeerId[]
   /** Why nothing moves, where nothing moves. */
@@ -240,7 +254,8 @@ export interface RouteStatus {
 
 /** A name that a peer takes from, or gives to. */
 export interface Part {
-  readonly kind: DestinationKind
+  /** `relay`: it takes messages of every name, for those who sleep. */
+  readonly kind: DestinationKind | 'relay'
   /** Queue or request name; a pattern that is taken, or the first token of topics that are given. */
   readonly name: string
   readonly group: string
@@ -385,6 +400,11 @@ export interface Peer extends AsyncDisposable {
   consume<Body = unknown>(queue: string, handler: Handler<Body>, options?: ConsumeOptions): Consumer
   subscribe<Body = unknown>(pattern: string, handler: Handler<Body>, options?: SubscribeOptions): Consumer
   respond<Body = unknown>(name: string, handler: Handler<Body>, options?: ConsumeOptions): Consumer
+  /**
+   * Makes this peer a relay: it takes what others hand over and hands it on once consumers are there, for senders that
+   * sleep and subscribers that are away. A relay consumes nothing of its own: throws OPTION_INVALID where it does.
+   */
+  relay(): Consumer
   /** Deliveries one by one, to settle by hand; ends with `break` or when the peer closes. */
   deliveries<Body = unknown>(queue: string, options?: PullOptions): AsyncIterable<Delivery<Body>>
   /** Up to `max` deliveries, to settle by hand. Resolves with none once `waitMs` is over. */

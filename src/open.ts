@@ -1,14 +1,14 @@
 /** Opening a peer: checks the options, opens the store, wires transports to the turn, and begins to listen and dial. */
 import { type Clock, systemClock } from './clock.js'
 import { checkDirectories, openDiscovery } from './directory/open.js'
-import { LEASE_MAX_MS, LEASE_MIN_MS } from './directory/record.js'
-import { PeerpostError, reasonOf } from './errors.js'
+import { ALL_RELAYED, LEASE_MAX_MS, LEASE_MIN_MS } from './directory/record.js'
+import { PeerpostError } from './errors.js'
 import { createIdentity, type Identity, isPeerId, loadIdentity } from './identity.js'
-import type { Network } from './links.js'
+import { networkOf, transportFor } from './links.js'
 import type { Durability, Log } from './log/log.js'
 import { openMemoryLog } from './log/memory.js'
 import type { Peer, PeerEvents, PeerId } from './message.js'
-import { checkInteger, checkName, checkOptions, LIMITS, type Limits, type PeerOptions } from './options.js'
+import { checkInteger, checkName, checkOptions, checkVia, LIMITS, type Limits, type PeerOptions } from './options.js'
 import { type Listeners, LocalPeer } from './peer.js'
 import { proofsOf } from './proofs.js'
 import { ALL_RULES } from './rules.js'
@@ -33,6 +33,7 @@ const OPTIONS = [
   'quotaBytes',
   'failoverMs',
   'inDoubt',
+  'via',
   'transports',
   'clock',
 ]
@@ -72,6 +73,7 @@ export async function openPeer(options: PeerOptions = {}): Promise<Peer> {
       proofs,
       limits: checked.limits,
       rules: ALL_RULES,
+      via: options.via ?? 'relay-if-away',
       emit: (event, ...args) => emit(listeners, event, args),
     })
     undo.push(async () => turn.kill())
@@ -93,6 +95,7 @@ export async function openPeer(options: PeerOptions = {}): Promise<Peer> {
     }
     const peer = new LocalPeer({ name: checked.name, turn, clock, listen: endpoints, release, listeners, discovery })
     discovery?.open()
+    if (options.via !== 'direct') discovery?.gives('relay', ALL_RELAYED)
     return peer
   } catch (thrown) {
     for (const step of undo.reverse()) await step().catch(() => {})
@@ -147,6 +150,7 @@ function check(options: PeerOptions): Checked {
       )
   if (options.inDoubt !== undefined && options.inDoubt !== 'failover' && options.inDoubt !== 'wait')
     throw new PeerpostError('OPTION_INVALID', `inDoubt must be failover or wait, not ${String(options.inDoubt)}.`)
+  if (options.via !== undefined) checkVia('via', options.via)
   const isOpen = options.meshKey === undefined && options.allow === undefined
   for (const endpoint of [...(options.listen ?? []), ...(options.peers ?? [])]) {
     if (isOpen && !isLoopbackEndpoint(endpoint))
@@ -204,27 +208,6 @@ async function openStoreOf(options: PeerOptions, checked: Checked, clock: Clock)
     onFailure: (reason) => store.onFailure?.(reason),
   })
   return Object.assign(store, { log: opened.log, storeId: opened.storeId, flush: () => opened.flush() })
-}
-
-function transportFor(endpoint: string, transports: readonly Transport[]): Transport {
-  const scheme = schemeOf(endpoint)
-  const transport = transports.find((candidate) => candidate.schemes.includes(scheme))
-  if (transport) return transport
-  throw new PeerpostError(
-    'ENDPOINT_INVALID',
-    `No transport serves ${scheme} endpoints. Known are: ${transports.flatMap((candidate) => candidate.schemes).join(', ')}.`,
-  )
-}
-
-function networkOf(transports: readonly Transport[]): Network {
-  return {
-    dial(endpoint, accept, fail) {
-      const abort = new AbortController()
-      const attempt = async (): Promise<void> => transportFor(endpoint, transports).dial(endpoint, accept, abort.signal)
-      attempt().catch((thrown: unknown) => fail(thrown instanceof Error ? thrown : new Error(reasonOf(thrown))))
-      return () => abort.abort()
-    },
-  }
 }
 
 async function listenAll(

@@ -6,6 +6,7 @@ import type { Clock } from './clock.js'
 import type { Directory } from './directory/directory.js'
 import { PeerpostError } from './errors.js'
 import type { Durability } from './log/log.js'
+import type { Via } from './message.js'
 import type { Transport } from './transport/transport.js'
 
 export interface PeerOptions {
@@ -46,6 +47,11 @@ export interface PeerOptions {
   readonly failoverMs?: number
   /** `failover` (default) or `wait`: what becomes of a message whose consumer is gone. */
   readonly inDoubt?: 'failover' | 'wait'
+  /**
+   * Which way messages go whose sender does not say: `direct`, to their consumers and nowhere else; `relay`, by relays
+   * always; or `relay-if-away` (default), by a relay once nobody has been there to take them for a second.
+   */
+  readonly via?: Via
   /** Adapters beyond the built-in tcp and tls, such as `zeromq()`. */
   readonly transports?: readonly Transport[]
   readonly clock?: Clock
@@ -177,6 +183,15 @@ export function parseBackoff(text: string): Backoff {
   const maxMs = max === undefined ? firstMs : parseDuration(max)
   if (maxMs < firstMs) throw new PeerpostError('OPTION_INVALID', `The backoff "${text}" ends below its start.`)
   return { firstMs, maxMs }
+}
+
+const VIAS: readonly Via[] = ['direct', 'relay', 'relay-if-away']
+
+/** Throws OPTION_INVALID unless it is a way that a message can go. */
+export function checkVia(what: string, via: unknown): Via {
+  const known = VIAS.find((candidate) => candidate === via)
+  if (known) return known
+  throw new PeerpostError('OPTION_INVALID', `${what} must be ${VIAS.join(', ')}, not ${String(via)}.`)
 }
 
 /** The delay before delivery `attempt + 1`: doubled each time, bounded, half of it jittered by `random` in [0, 1). */

@@ -4,14 +4,17 @@
  * log, its `Backlog` keeps. It appends changes to the batch and frames to the links' packets; `turn.ts` commits and sends
  * them.
  */
-import { Backlog, laneName, watchName } from './backlog.js'
+import { laneName, watchName } from './backlog.js'
+import { Dispatch } from './dispatch.js'
 import { invariant } from './errors.js'
+import { IntervalSet } from './interval.js'
 import { DURABILITY_RANK } from './log/log.js'
 import * as rows from './log/rows.js'
 import type { Outcome, PeerId, SpaceId } from './message.js'
+import { DueHeap } from './queue.js'
 import type { Carrier, Entry, Lane, RemoteConsumer, Route } from './route.js'
-import type { Sent } from './sent.js'
 import { data, violation } from './transport/frame.js'
+import { Watched } from './watched.js'
 
 export interface NackFields {
   readonly kind: 'retry' | 'returned' | 'stale'
@@ -27,12 +30,26 @@ export interface ResumeAnswer {
   readonly dead: readonly number[]
   readonly expired: readonly number[]
   readonly running: readonly number[]
+  /** Over by this sender's own word, which it may have forgotten since: how it ended is not said. */
+  readonly told: readonly number[]
+  /** With a relay, and not ended; null from a peer that is none. */
+  readonly relayed: readonly number[] | null
 }
 
-export class Outbox extends Backlog {
+/** How others say that a message ended: `told` is not their own word, and `relayed` a relay's that it has it. */
+type Said = Outcome | 'told' | 'relayed'
+
+/** A route that nobody takes from for so long may be taken from by a relay. */
+const AWAY_MS = 1000
+
+export class Outbox extends Watched {
   #doubt = new Map<PeerId, Set<Entry>>()
-  /** How the last messages of the memory class ended that are not done: nothing of them is in the log. */
-  readonly #memoryEnds = new Map<string, Outcome>()
+  readonly #dispatch = new Dispatch(this.rules, (lane, consumer) => {
+    lane.touched.set(consumer.peer, 'wanted')
+    this.touching.push([lane, consumer.peer])
+  })
+  /** Routes without a consumer, by the time from which a relay may have what waits there. */
+  readonly #aways = new DueHeap<Route>()
 
   // --- consumers and links
 
@@ -40,11 +57,35 @@ export class Outbox extends Backlog {
     const { kind, name, group, owner, durable } = consumer
     const route = this.route(kind, name, group, owner, durable)
     route.addConsumer(consumer)
+    route.isAway = false
     this.active.add(route)
     return route
   }
 
+  /** A relay is linked: it takes what any route has for it. */
+  addRelay(relay: RemoteConsumer): void {
+    this.relayPeers.add(relay.peer)
+    this.#dispatch.relays.push(relay)
+    for (const route of this.routes.values()) this.active.add(route)
+  }
+
+  #removeRelay(relay: RemoteConsumer): void {
+    const { relays } = this.#dispatch
+    relays.splice(relays.indexOf(relay), 1)
+    relay.isGone = true
+    relay.unstall()
+    for (const route of this.routes.values()) this.active.add(route)
+  }
+
+  get hasRelay(): boolean {
+    return this.#dispatch.relays.length > 0
+  }
+
   removeConsumer(consumer: RemoteConsumer, now: number): void {
+    if (consumer.isRelay) {
+      this.#removeRelay(consumer)
+      return
+    }
     const route = this.findRoute(consumer.kind, consumer.name, consumer.group, consumer.owner)
     if (!route) return
     route.removeConsumer(consumer)
@@ -54,16 +95,20 @@ export class Outbox extends Backlog {
 
   credit(consumer: RemoteConsumer, messages: number, bytes: number): void {
     consumer.grant(messages, bytes)
+    for (const route of consumer.unstall()) this.active.add(route)
+    if (consumer.isRelay) {
+      for (const route of this.routes.values()) if (route.mayBeRelayed) this.active.add(route)
+      return
+    }
     const route = this.findRoute(consumer.kind, consumer.name, consumer.group, consumer.owner)
-    if (!route) return
-    route.unstall(consumer)
-    this.active.add(route)
+    if (route) this.active.add(route)
   }
 
   /** Something may move on this link again: it drained. */
   wake(carrier: Carrier): void {
+    const isRelay = this.#dispatch.relays.some((relay) => relay.carrier === carrier)
     for (const route of this.routes.values())
-      if (route.consumers.some((consumer) => consumer.carrier === carrier)) this.active.add(route)
+      if (isRelay || route.consumers.some((consumer) => consumer.carrier === carrier)) this.active.add(route)
   }
 
   /** The connection is gone: what was out there is in doubt until its consumer says, or `failoverMs` is over. */
@@ -73,6 +118,8 @@ export class Outbox extends Backlog {
     const doubt = this.#doubt.get(peer) ?? new Set<Entry>()
     this.#doubt.set(peer, doubt)
     for (const lane of this.lanes.values()) {
+      // Of a lane of class memory no row says who may have some of it.
+      if (lane.isMemory && carrier.lanes.has(lane)) lane.touched.set(peer, 'durable')
       for (const entry of lane.entries()) {
         if (entry.state !== 'out' || entry.target?.carrier !== carrier) continue
         lane.route.hold(entry)
@@ -85,7 +132,7 @@ export class Outbox extends Backlog {
         if (at === peer) lane.running.delete(sequence) && lane.unresolved.add(peer)
     }
     this.down.set(peer, now)
-    this.failovers.add(now + this.limits.failoverMs, { peer, down: now })
+    if (!this.relayPeers.has(peer)) this.failovers.add(now + this.limits.failoverMs, { peer, down: now })
   }
 
   /** May this peer hold something of ours? */
@@ -101,25 +148,21 @@ export class Outbox extends Backlog {
     const lanes: unknown[] = []
     for (const lane of this.lanes.values()) {
       if (!lane.isFinished) open.add(lane.space)
-      if (lane.isMemory ? !this.#hasDoubt(lane, peer) : !lane.touched.has(peer)) continue
+      if (!lane.touched.has(peer) && !lane.relayed.has(peer)) continue
       const { through, exceptions } = lane.finished
-      const contested = [...lane.contested.keys()]
+      const relayed = lane.relayed.get(peer)?.ends ?? []
+      const known = [...lane.contested.keys(), ...relayed.slice(0, 1), ...relayed.slice(-1)]
       lanes.push([
         lane.spaceBytes,
         lane.number,
-        Math.min(lane.base, ...contested),
+        Math.min(lane.base, ...known),
         // After a restart the record of a contested message is gone, and may have been the last one.
-        Math.max(lane.next - 1, ...contested),
+        Math.max(lane.next - 1, ...known),
         this.rules.tellFinished ? through : 0,
         exceptions,
       ])
     }
     return { open: [...open], lanes }
-  }
-
-  #hasDoubt(lane: Lane, peer: PeerId): boolean {
-    for (const entry of this.#doubt.get(peer) ?? []) if (entry.lane === lane) return true
-    return false
   }
 
   /** The answer to RESUME: what is done or dead is settled, what runs stays in doubt, the rest is free. */
@@ -133,6 +176,8 @@ export class Outbox extends Backlog {
       this.#settleRanges(lane, answer.done, 'done', peer)
       this.#settleRanges(lane, answer.dead, 'dead', peer)
       this.#settleRanges(lane, answer.expired, 'expired', peer)
+      this.#settleRanges(lane, answer.told, 'told', peer)
+      if (answer.relayed !== null) this.#relayResumed(lane, peer, answer, answer.relayed)
       for (const [sequence, { others, by }] of lane.contested) {
         const isThere = answer.running.includes(sequence) || (by !== peer && includes(answer.dead, sequence))
         if (others.has(peer) && !isThere) this.#heardOf(lane, sequence, peer)
@@ -158,6 +203,16 @@ export class Outbox extends Backlog {
     if (doubt?.size === 0) this.#doubt.delete(peer)
   }
 
+  /** What a relay says it has is its own from now on; what it neither has nor has ended, it has lost with its store. */
+  #relayResumed(lane: Lane, peer: PeerId, answer: ResumeAnswer, relayed: readonly number[]): void {
+    const known = lane.relayed.get(peer) ?? new IntervalSet()
+    const lost = new IntervalSet(known.ends)
+    for (const ends of [relayed, answer.done, answer.dead, answer.expired, answer.told])
+      for (let i = 0; i < ends.length; i += 2) lost.deleteRange(ends[i]!, ends[i + 1]!)
+    if (lost.intervals > 0) this.relayEnds.push({ lane, peer, ends: lost.ends, outcome: 'lost' })
+    this.#settleRanges(lane, known.without(relayed), 'relayed', peer)
+  }
+
   /** A message in doubt may go to anyone again. */
   #free(entry: Entry, now: number): void {
     if (entry.doubtAt !== null) this.#doubt.get(entry.doubtAt)?.delete(entry)
@@ -181,6 +236,10 @@ export class Outbox extends Backlog {
       this.active.add(lane.route)
       this.retire(lane)
     }
+    for (const [lane, ends] of this.relayedAt(peer)) {
+      this.relayEnds.push({ lane, peer, ends, outcome: 'lost' })
+      for (let i = 0; i < ends.length; i += 2) freed += ends[i + 1]! - ends[i]! + 1
+    }
     for (const entry of [...(this.#doubt.get(peer) ?? [])].reverse()) {
       entry.others ??= new Set()
       entry.others.add(peer)
@@ -193,7 +252,7 @@ export class Outbox extends Backlog {
   /** When the messages in doubt at a peer become free; Infinity where they wait for its word. */
   freeAt(peer: PeerId): number {
     const down = this.down.get(peer)
-    return down === undefined || this.limits.inDoubt === 'wait'
+    return down === undefined || this.limits.inDoubt === 'wait' || this.relayPeers.has(peer)
       ? Number.POSITIVE_INFINITY
       : down + this.limits.failoverMs
   }
@@ -223,16 +282,19 @@ export class Outbox extends Backlog {
     }
   }
 
-  ack(peer: PeerId, space: string, number: number, ends: readonly number[], outcome: Outcome): void {
+  ack(peer: PeerId, space: string, number: number, ends: readonly number[], outcome: Said): void {
     const lane = this.lanes.get(laneName(space, number))
     if (!lane || (outcome === 'dead' && !this.rules.deadIsSettled)) return
+    if (outcome === 'relayed' && !this.relayPeers.has(peer)) throw violation('it took a message as a relay and is none')
     if (!lane.isOld && ends[ends.length - 1]! >= lane.next)
       throw violation(`it acknowledged a message that was never sent (${ends[ends.length - 1]})`)
     this.#settleRanges(lane, this.rules.exactAcks ? ends : [1, ends[ends.length - 1]!], outcome, peer)
   }
 
   /** Settles ranges of a lane, of what was with this peer. */
-  #settleRanges(lane: Lane, ends: readonly number[], outcome: Outcome, peer: PeerId): void {
+  #settleRanges(lane: Lane, ends: readonly number[], outcome: Said, peer: PeerId): void {
+    if (outcome !== 'relayed' && lane.relayed.has(peer))
+      this.relayEnds.push({ lane, peer, ends, outcome: outcome === 'told' ? 'done' : outcome })
     // Who had what of an older space was with its process: any consumer that was given some may tell.
     const mayHold = lane.isOld && (lane.touched.has(peer) || !this.rules.touchFirst)
     for (let i = 0; i < ends.length; i += 2) {
@@ -243,8 +305,9 @@ export class Outbox extends Backlog {
         if (sequence >= from && sequence <= to) this.#settleOne(lane, sequence, outcome, peer, mayHold)
       for (let sequence = Math.max(from, lane.base); sequence <= Math.min(to, lane.loadedTo - 1); sequence++)
         this.#settleOne(lane, sequence, outcome, peer, mayHold)
-      for (const sequence of lane.contested.keys())
-        if (sequence >= from && sequence <= ends[i + 1]!) this.#contest(lane, sequence, outcome, peer)
+      if (outcome !== 'relayed')
+        for (const sequence of lane.contested.keys())
+          if (sequence >= from && sequence <= ends[i + 1]!) this.#contest(lane, sequence, outcome, peer)
       for (const sequence of lane.running.keys())
         if (sequence >= from && sequence <= ends[i + 1]!) lane.running.delete(sequence)
     }
@@ -253,7 +316,16 @@ export class Outbox extends Backlog {
   }
 
   /** What is only on disk is settled when it is read; of two dead letters the second one is taken back at once. */
-  #settleOnDisk(lane: Lane, from: number, to: number, outcome: Outcome, peer: PeerId): void {
+  #settleOnDisk(lane: Lane, from: number, to: number, outcome: Said, peer: PeerId): void {
+    if (outcome === 'relayed') {
+      for (let sequence = from; sequence <= to; sequence++)
+        if (!lane.isOverOnDisk(sequence)) lane.relayedOnDisk.set(sequence, peer)
+      return
+    }
+    if (outcome === 'told') {
+      lane.toldOnDisk.addRange(from, to)
+      return
+    }
     for (const [sequence, by] of lane.deadOnDisk) {
       if (outcome === 'dead' || by === peer || sequence < from || sequence > to) continue
       overtake(lane, sequence, by)
@@ -270,11 +342,17 @@ export class Outbox extends Backlog {
   }
 
   /** Nobody settles what was never with it. */
-  #settleOne(lane: Lane, sequence: number, outcome: Outcome, peer: PeerId, mayHold: boolean): void {
+  #settleOne(lane: Lane, sequence: number, outcome: Said, peer: PeerId, mayHold: boolean): void {
     const entry = lane.get(sequence)
     if (!entry || entry.state === 'uncommitted' || entry.state === 'expiring') return
-    if (mayHold || entry.target?.peer === peer || entry.doubtAt === peer || entry.others?.has(peer))
-      this.finish(entry, outcome, peer)
+    const holder = entry.target?.peer ?? entry.doubtAt
+    if (!mayHold && holder !== peer && !entry.others?.has(peer)) return
+    if (outcome !== 'told') this.finish(entry, outcome, peer)
+    else {
+      // It was over at each who had it before this store went back: a dead letter that one of them keeps is its place.
+      entry.others = null
+      this.finish(entry, 'done', holder ?? peer)
+    }
   }
 
   /** Messages whose space a consumer has forgotten: nobody but this store may keep them now (rule P11). */
@@ -284,9 +362,13 @@ export class Outbox extends Backlog {
   withdrawals: Array<{ lane: Lane; sequence: number; peer: PeerId }> = []
 
   /** A second outcome of one message: done beats dead, and of two dead letters the first one stays. */
-  #contest(lane: Lane, sequence: number, outcome: Outcome, peer: PeerId): void {
+  #contest(lane: Lane, sequence: number, outcome: Said, peer: PeerId): void {
     const first = lane.contested.get(sequence)!
     if (first.by === peer) return
+    if (outcome === 'told') {
+      this.#heardOf(lane, sequence, peer)
+      return
+    }
     if (outcome === 'dead') {
       // It is heard of once its letter is gone.
       this.withdrawals.push({ lane, sequence, peer })
@@ -310,7 +392,7 @@ export class Outbox extends Backlog {
     counters.dead--
     counters.done++
     route.dirty = true
-    this.#memoryEnds.delete(watchName(lane.space, number))
+    this.memoryEnds.delete(watchName(lane.space, number))
     this.unwrittenEnds.delete(watchName(lane.space, number))
     if (!isMemory) this.lazy.push(rows.remove(rows.outcomeKey(lane.epoch, number)))
   }
@@ -332,6 +414,11 @@ export class Outbox extends Backlog {
   ): void {
     for (const { sequence, frame } of records) this.#loadOvertaken(lane, sequence, frame)
     super.loaded(lane, records, to, wallNow, now)
+    for (const { sequence } of records) {
+      const relay = lane.relayedOnDisk.get(sequence)
+      lane.relayedOnDisk.delete(sequence)
+      if (relay !== undefined) this.#settleOne(lane, sequence, 'relayed', relay, true)
+    }
   }
 
   /** Its record is there, so what others say of it is no hearsay. */
@@ -409,7 +496,7 @@ export class Outbox extends Backlog {
 
   // --- settling
 
-  protected override finish(entry: Entry, outcome: Outcome, by: PeerId | null): void {
+  protected override finish(entry: Entry, outcome: Outcome | 'relayed', by: PeerId | null): void {
     const { route, lane } = entry
     if (entry.state === 'settled') return
     // What expired here was counted and written down with its expiry.
@@ -421,26 +508,23 @@ export class Outbox extends Backlog {
     entry.state = 'settled'
     route.unhold(entry)
     // What is not done is finished once its row is durable: a consumer that is told of it forgets how it ended.
-    const waits = outcome !== 'done' && !lane.isMemory && !isCounted
+    const waits = (outcome === 'dead' || outcome === 'expired') && !lane.isMemory && !isCounted
     if (!waits) lane.finish(entry.sequence)
-    // One that it was given up on has ended it, or it has failed over before: someone else may yet say otherwise.
-    if (by !== null && holder !== null && holder !== by) entry.others = (entry.others ?? new Set()).add(holder)
-    if (entry.others) {
-      if (by !== null) entry.others.delete(by)
-      if (entry.others.size > 0) {
-        lane.contested.set(entry.sequence, { outcome, by, others: entry.others, number: entry.number })
-        this.#writeContested(lane, entry.sequence)
-      }
+    if (outcome === 'relayed') this.passTo(by!, entry)
+    else {
+      this.#mayContest(entry, outcome, by, holder)
+      // Of an expiry the shell has heard before it was written.
+      if (!isCounted) this.passedOn(entry.slab, entry.start, outcome)
+      if (lane.isMemory) route.memoryCounters[outcome]++
+      else if (!isCounted) route.counters[outcome]++
     }
-    if (lane.isMemory) route.memoryCounters[outcome]++
-    else if (!isCounted) route.counters[outcome]++
     if (entry.write === 'writing' || entry.write === 'durable')
       this.lazy.push(rows.remove(rows.recordKey(route.number, lane.epoch, entry.sequence)))
     if (waits) {
       this.lazy.push(rows.put(rows.outcomeKey(lane.epoch, entry.number), outcome))
       this.unwrittenEnds.set(watchName(lane.space, entry.number), outcome)
     }
-    if (outcome !== 'done' && lane.isMemory) this.#rememberEnd(entry, outcome)
+    if ((outcome === 'dead' || outcome === 'expired') && lane.isMemory) this.rememberEnd(lane, entry.number, outcome)
     if (entry.expiresAt !== Number.POSITIVE_INFINITY) this.expiries.settle(isSettled)
     route.dirty = true
     route.inMemory--
@@ -449,14 +533,20 @@ export class Outbox extends Backlog {
     if (entry.key) route.advanceKey(entry.key)
     this.active.add(route)
     if (waits) this.telling.push([entry, outcome])
-    else if (entry.sent) this.tell(entry, entry.sent, outcome)
+    else if (entry.sent && outcome !== 'relayed') this.tell(entry, entry.sent, outcome)
     this.retire(lane)
     this.leaveDropped(route)
   }
 
-  #rememberEnd(entry: Entry, outcome: Outcome): void {
-    this.#memoryEnds.set(watchName(entry.lane.space, entry.number), outcome)
-    if (this.#memoryEnds.size > MEMORY_ENDS) this.#memoryEnds.delete(this.#memoryEnds.keys().next().value!)
+  /** One that it was given up on has ended it, or it has failed over before: someone else may yet say otherwise. */
+  #mayContest(entry: Entry, outcome: Outcome, by: PeerId | null, holder: PeerId | null | undefined): void {
+    const { lane, sequence, number } = entry
+    if (by !== null && holder && holder !== by) entry.others = (entry.others ?? new Set()).add(holder)
+    if (!entry.others) return
+    if (by !== null) entry.others.delete(by)
+    if (entry.others.size === 0) return
+    lane.contested.set(sequence, { outcome, by, others: entry.others, number })
+    this.#writeContested(lane, sequence)
   }
 
   protected override expire(entry: Entry, now: number): void {
@@ -470,12 +560,13 @@ export class Outbox extends Backlog {
     entry.state = 'expiring'
     entry.expiresAt = now
     this.expiring.push(entry)
+    this.passedOn(entry.slab, entry.start, 'expired')
   }
 
   // --- time
 
   get nextDue(): number {
-    return Math.min(this.due.nextDue, this.expiries.nextDue, this.failovers.nextDue)
+    return Math.min(this.due.nextDue, this.expiries.nextDue, this.failovers.nextDue, this.#aways.nextDue)
   }
 
   /** What is due: delays, retries, expiries, failovers. Gives the peers that were failed over. */
@@ -490,6 +581,11 @@ export class Outbox extends Backlog {
       const unhanded = entry.state === 'ready' || entry.state === 'waiting'
       if (unhanded || (!this.rules.expireOnlyUnhanded && (entry.state === 'out' || entry.state === 'doubt')))
         this.expire(entry, now)
+    }
+    for (let route = this.#aways.takeDue(now); route; route = this.#aways.takeDue(now)) {
+      route.isAwaited = false
+      route.isAway = route.consumers.length === 0
+      this.active.add(route)
     }
     const failed: PeerId[] = []
     for (let next = this.failovers.takeDue(now); next; next = this.failovers.takeDue(now)) {
@@ -515,22 +611,29 @@ export class Outbox extends Backlog {
   }
 
   /** Hands out what may go. */
-  pump(wallNow: number): void {
+  pump(wallNow: number, now: number): void {
     for (const route of this.active) {
-      route.pump(wallNow, this.#wantTouch)
+      this.#awaitConsumer(route, now)
+      this.#dispatch.pump(route, wallNow)
       if (route.unwritten > 0 && !route.isServed(DURABILITY_RANK[this.storeClass])) this.wanted.hurry()
     }
     for (const route of this.active) if (route.wantsLoad() === null) this.active.delete(route)
+    if (!this.#dispatch.wantsWrite) return
+    this.#dispatch.wantsWrite = false
+    this.wanted.hurry()
+  }
+
+  /** Nobody takes from a route: after a while a relay may. A reply waits for one peer, and that one is not here. */
+  #awaitConsumer(route: Route, now: number): void {
+    if (route.isAway || route.isAwaited || !this.hasRelay || route.consumers.length > 0) return
+    route.isAway = route.kind === 'reply'
+    route.isAwaited = !route.isAway
+    if (route.isAwaited) this.#aways.add(route.idleSince === 0 ? now + AWAY_MS : route.idleSince + AWAY_MS, route)
   }
 
   get hasActive(): boolean {
     return this.active.size > 0
   }
-
-  #wantTouch = (lane: Lane, peer: PeerId): void => {
-    lane.touched.set(peer, 'wanted')
-    this.touching.push([lane, peer])
-  };
 
   /** Lanes of which a consumer should hear what is finished, and clears the mark. */
   *untold(carrier: Carrier, least: number): Iterable<[number: number, through: number, exceptions: number[]]> {
@@ -542,120 +645,8 @@ export class Outbox extends Backlog {
       yield [number, through, exceptions]
     }
   }
-
-  // --- for people, and for who awaits an end
-
-  /**
-   * Someone awaits the end of a message: it is told even if the message leaves memory meanwhile. False where it is not
-   * in memory: it is on disk only, or finished and nothing will be told.
-   */
-  watch(sent: Sent, space: SpaceId = sent.space ?? this.incarnation.space): boolean {
-    // What was made here and is in memory in all its routes is told of by its entries.
-    if (sent.prefix !== '' && sent.spilled === 0 && sent.unsettled > 0) return true
-    let isInMemory = false
-    for (const lane of this.lanes.values()) {
-      const entry = lane.space === space ? lane.findNumber(sent.number) : undefined
-      if (!entry) continue
-      entry.sent = sent
-      isInMemory = true
-    }
-    this.awaited.set(watchName(space, sent.number), sent)
-    return isInMemory
-  }
-
-  unwatch(sent: Sent): void {
-    this.awaited.delete(watchName(sent.space ?? this.incarnation.space, sent.number))
-  }
-
-  /** What is awaited, to be told of a fail-stop. */
-  *watched(): Iterable<Sent> {
-    yield* this.awaited.values()
-    yield* this.settled
-    for (const lane of this.lanes.values()) for (const { sent } of lane.entries()) if (sent?.onSettled) yield sent
-  }
-
-  /** The message of a number, where someone here still holds it. */
-  sentOf(space: SpaceId, number: number): Sent | undefined {
-    const watched = this.awaited.get(watchName(space, number))
-    if (watched) return watched
-    for (const lane of this.lanes.values()) {
-      const entry = lane.space === space ? lane.findNumber(number) : undefined
-      if (entry?.sent) return entry.sent
-    }
-    return undefined
-  }
-
-  /** The generated id of a message number, of this incarnation unless told otherwise. */
-  idOf(number: number, space: SpaceId | null = null): string {
-    if (space === null) return this.idPrefix + number.toString(36)
-    return `${Buffer.from(space, 'hex').toString('base64url')}.${number.toString(36)}`
-  }
-
-  /** Lanes of a space, and whether a message number of it is among what is in memory and unsettled. */
-  whereIs(space: string, number: number): { isOurs: boolean; isPending: boolean; onDisk: Lane[] } {
-    const lanes = [...this.lanes.values()].filter((lane) => lane.space === space)
-    const isOurs = space === this.incarnation.space ? number <= this.number : lanes.length > 0
-    const isIt = (entry: Entry): boolean =>
-      entry.number === number && entry.lane.space === space && entry.state !== 'settled'
-    const isPending =
-      lanes.some((lane) => (lane.findNumber(number)?.state ?? 'settled') !== 'settled') ||
-      [...this.wanted].some(isIt) ||
-      this.writing.some(isIt)
-    return { isOurs, isPending, onDisk: lanes.filter((lane) => lane.loadedTo < lane.next) }
-  }
-
-  /** The outcome of a message whose row is not written yet. */
-  recentOutcome(space: string, number: number): Outcome | null {
-    for (const entry of [...this.expiring, ...this.expiryWritten])
-      if (entry.lane.space === space && entry.number === number) return 'expired'
-    const name = watchName(space, number)
-    return this.unwrittenEnds.get(name) ?? this.#memoryEnds.get(name) ?? null
-  }
-
-  /** Where a message is in each of its routes, in sentences. */
-  *storyOf(space: string, number: number): Iterable<string> {
-    for (const lane of this.lanes.values()) {
-      if (lane.space !== space) continue
-      for (const entry of lane.entries()) if (entry.number === number) yield sentenceOf(entry)
-    }
-  }
-
-  /** Messages that nobody has confirmed: what a fail-stop leaves unknown. */
-  *unconfirmed(): Iterable<Sent> {
-    yield* this.confirmed
-    const telling = [...this.telling, ...this.tellingWritten].map(([entry]) => entry)
-    for (const entry of [...this.wanted, ...this.writing, ...telling])
-      if (entry.sent && !entry.confirmed) yield entry.sent
-    for (const lane of this.lanes.values())
-      for (const entry of lane.entries()) if (entry.sent && !entry.confirmed) yield entry.sent
-  }
-
-  /** Space and number that an id tells (rule P18), or null where it is a caller's own. */
-  static parseId(id: string): { space: string; number: number } | null {
-    const match = /^([A-Za-z0-9_-]{22})\.([0-9a-z]{1,10})$/.exec(id)
-    if (!match) return null
-    return { space: Buffer.from(match[1]!, 'base64url').toString('hex'), number: Number.parseInt(match[2]!, 36) }
-  }
 }
 
-function sentenceOf(entry: Entry): string {
-  const where = `In ${entry.route.kind} "${entry.route.name}" (group ${entry.route.group || 'default'})`
-  const tries = entry.attempts > 0 ? ` after ${entry.attempts} failed deliveries` : ''
-  const log =
-    entry.write === 'none' ? 'kept in memory' : entry.write === 'durable' ? 'in the log' : 'on its way to the log'
-  switch (entry.state) {
-    case 'out':
-      return `${where} it is with ${entry.target?.peer}${tries}, ${log}.`
-    case 'doubt':
-      return `${where} it may be with ${entry.doubtAt}, whose link is down, ${log}.`
-    case 'waiting':
-      return `${where} it waits for its time${tries}, ${log}.`
-    default:
-      return `${where} it waits for a consumer${tries}, ${log}.`
-  }
-}
-
-const MEMORY_ENDS = 10_000
 const isSettled = (entry: Entry): boolean => entry.state === 'settled'
 
 /** The dead letter at `peer` has to go if the message's record is found to be still there. */

@@ -98,7 +98,8 @@ export class LocalPeer implements api.Peer, DeliveryHost {
 
   async publish(topic: string, body: unknown, options: api.SendOptions = NO_OPTIONS): Promise<api.PublishReceipt> {
     this.#checkOpen()
-    const learning = this.#discovery === null ? null : this.#learn(checkName('topic', topic))
+    const isDirect = (options.via ?? this.turn.options.via) !== 'relay'
+    const learning = this.#discovery === null || !isDirect ? null : this.#learn(checkName('topic', topic))
     if (learning !== null) {
       await learning
       if (this.#learning === learning) this.#learning = null
@@ -273,8 +274,25 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     )
   }
 
+  relay(): api.Consumer {
+    this.#checkOpen()
+    const { inbox } = this.turn.store
+    if (inbox.relay !== null) throw new PeerpostError('OPTION_INVALID', 'This peer is a relay already.')
+    for (const { kind, name } of inbox.consumers.values())
+      if (kind !== 'reply')
+        throw new PeerpostError(
+          'OPTION_INVALID',
+          `This peer consumes ${kind} "${name}" and cannot be a relay as well: open another peer for that.`,
+        )
+    const taker = this.turn.relays.host(this.#discovery)
+    this.turn.addTaker(taker)
+    this.turn.addConsumer(taker.consumer)
+    this.#discovery?.takesChanged()
+    return new LocalConsumerHandle(this.turn, taker, false, this.#discovery)
+  }
+
   #take(
-    kind: api.DestinationKind,
+    kind: Exclude<api.DestinationKind, 'reply' | 'publish'>,
     name: string,
     group: string,
     owner: string,
@@ -304,7 +322,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
   }
 
   #consumer(
-    kind: api.DestinationKind,
+    kind: Exclude<api.DestinationKind, 'reply' | 'publish'>,
     name: string,
     group: string,
     owner: string,
@@ -313,7 +331,12 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     policy: ConsumerPolicy,
   ): LocalConsumer {
     const known = this.turn.consumerOf(kind, name, group, owner)
-    if (!known && kind !== 'reply') this.#discovery?.checkRoom(kind, name, group, owner, durable)
+    if (this.turn.store.inbox.relay !== null)
+      throw new PeerpostError(
+        'OPTION_INVALID',
+        'This peer is a relay, which consumes nothing of its own: open another peer for that.',
+      )
+    if (!known) this.#discovery?.checkRoom(kind, name, group, owner, durable)
     if (!known) return this.turn.store.inbox.addConsumer(kind, name, group, owner, durable, order, policy)
     known.policy = policy
     return known
@@ -344,6 +367,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
       delayMs: 0,
       ttlMs: LIMITS.replyMs,
       commitFirst: false,
+      via: this.turn.options.via,
     }
     this.#sender.submit([this.turn.store.outbox.route('reply', to[0], '', '', false)], draft)
   }
@@ -455,7 +479,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
     const { row } = letter
     const { outbox } = this.turn.store
     const bytes = row.frame.subarray(data.bodyStart(row.frame, 0))
-    const { a: _history, t: _ttl, d: _due, ...kept } = data.meta(row.frame, 0) ?? {}
+    const { a: _history, t: _ttl, d: _due, o: _origin, ...kept } = data.meta(row.frame, 0) ?? {}
     const draft: Draft = {
       key: data.key(row.frame, 0),
       meta: { ...kept, i: row.id },
@@ -465,6 +489,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
       delayMs: 0,
       ttlMs: Number.POSITIVE_INFINITY,
       commitFirst: true,
+      via: this.turn.options.via,
     }
     const route = outbox.route(
       row.kind,
@@ -567,7 +592,7 @@ export class LocalPeer implements api.Peer, DeliveryHost {
 /** What `send` resolves to. */
 class LocalReceipt implements api.Receipt {
   readonly durability: Durability
-  readonly at: 'sender' | 'consumer'
+  readonly at: api.Receipt['at']
   readonly #sent: Sent
   readonly #turn: Turn
 
@@ -602,9 +627,9 @@ function whenSettled(turn: Turn, sent: Sent, tell: (outcome: api.Outcome | null,
   sent.whenSettled(tell)
   const { outbox } = turn.store
   if (outbox.watch(sent)) return
-  // It is on disk only, or finished: the log knows.
+  // It is on disk only, with a relay, or finished: the log knows.
   const outcome = new Inspector(turn, '', []).outcome(outbox.idOf(sent.number, sent.space))
-  if (outcome === 'pending') return
+  if (outcome === 'pending' || outcome === 'relayed' || outcome === 'unknown') return
   outbox.unwatch(sent)
   sent.unsettled = 0
   sent.outcome = outcome === 'dead' || outcome === 'expired' ? outcome : 'done'

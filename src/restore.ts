@@ -7,7 +7,7 @@ import { PeerpostError } from './errors.js'
 import { Inbox } from './inbox.js'
 import type { Durability, Log } from './log/log.js'
 import * as rows from './log/rows.js'
-import type { PeerId, SpaceId, StateLoss } from './message.js'
+import type { PeerId, SpaceId, StateLoss, Via } from './message.js'
 import type { Limits } from './options.js'
 import { Outbox } from './outbox.js'
 import type { Rules } from './rules.js'
@@ -38,6 +38,7 @@ export interface OpenFacts {
   readonly durability: Durability
   readonly limits: Limits
   readonly rules: Rules
+  readonly via: Via
 }
 
 /** Begins a new incarnation; `done` gets the machines once it is durable. Throws STORE_DAMAGED. */
@@ -96,9 +97,9 @@ function fill(
   openMs: number,
 ): Opened {
   const { log, limits, rules, self, durability } = facts
-  const outbox = new Outbox({ epoch, space }, durability, limits, rules)
+  const outbox = new Outbox({ epoch, space }, durability, limits, rules, facts.via)
   const inbox = new Inbox(limits, rules)
-  const settle = new Settle(self, rules, (lane) => inbox.touch(lane))
+  const settle = new Settle(self, rules, (lane, always) => inbox.touch(lane, always))
   restoreOutbox(facts, outbox, lineage, epoch)
   const peers = new Map<PeerId, rows.PeerRow>()
   eachRow(log, 'peer', (key, value) => peers.set(rows.peerOfKey(key), rows.read<rows.PeerRow>(value)))
@@ -133,8 +134,9 @@ function restoreOutbox(facts: OpenFacts, outbox: Outbox, lineage: readonly rows.
     found.push({ number: rows.routeOfKey(key), row: rows.read<rows.RouteRow>(value) }),
   )
   const touched = new Map<string, PeerId[]>()
-  eachRow(log, 'touched', (key) => {
+  eachRow(log, 'touched', (key, value) => {
     const { epoch: at, route, peer } = rows.touchedOfKey(key)
+    if (value.length > 0) outbox.relayPeers.add(peer)
     const name = `${at}/${route}`
     touched.set(name, [...(touched.get(name) ?? []), peer])
   })
@@ -164,6 +166,11 @@ function restoreOutbox(facts: OpenFacts, outbox: Outbox, lineage: readonly rows.
     const { epoch: at, route, sequence } = rows.contestedOfKey(key)
     const space = spaces.get(at)
     if (space) outbox.restoreContested(route, space, sequence, rows.read<rows.ContestedRow>(value))
+  })
+  eachRow(log, 'relayed', (key, value) => {
+    const { epoch: at, route, sequence } = rows.relayedOfKey(key)
+    const space = spaces.get(at)
+    if (space) outbox.restoreRelayed(route, space, sequence, rows.read<rows.RelayedRow>(value))
   })
 }
 

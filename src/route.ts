@@ -1,24 +1,22 @@
 /**
  * One route of the outbox: (destination, group), a durable FIFO whose messages go to the consumers that share it. It
- * decides which message may go to which consumer now; the outbox says what is in it and what became of it. Here too is
+ * keeps what waits in its order and each key's turn; `dispatch.ts` hands out. Here too is
  * what it is made of, for each part knows the others: a message's place in it (`Entry`), the line of one space (`Lane`),
  * a key's turn (`KeyState`), and a consumer at the other end of a link (`RemoteConsumer`).
  */
 import { IntervalSet } from './interval.js'
-import type { DestinationKind, Outcome, PeerId, SpaceId } from './message.js'
+import type { RelayedRow } from './log/rows.js'
+import type { DestinationKind, Outcome, PeerId, SpaceId, Via } from './message.js'
 import { Deque } from './queue.js'
-import { goesBefore, hashOf, weightOf } from './rendezvous.js'
+import { hashOf } from './rendezvous.js'
 import type { Rules } from './rules.js'
 import type { Sent } from './sent.js'
 import { Slots } from './slots.js'
-import { DATA_FLAG, data, FRAME, type Meta, type PacketWriter, withMeta } from './transport/frame.js'
+import type { Meta, PacketWriter } from './transport/frame.js'
 
 /** Above these, a route keeps further messages on disk only. */
 const MEMORY_MESSAGES = 16_384
 const MEMORY_BYTES = 32 * 1024 * 1024
-
-/** Messages or keys that fit nowhere, looked at before the rest is taken to be alike. */
-const STUCK_MAX = 16
 
 /** Where a message stands in a route. */
 export type EntryState =
@@ -64,6 +62,10 @@ export class Entry {
   expiresAt = Number.POSITIVE_INFINITY
   /** Consumers that may have it besides `target`, after a failover. */
   others: Set<PeerId> | null = null
+  /** May a relay have it? */
+  via: Via = 'direct'
+  /** Whose message it is, where this peer is a relay that hands it on: how it ends goes back there. Empty otherwise. */
+  origin = ''
 
   constructor(
     readonly route: Route,
@@ -83,6 +85,15 @@ export class Entry {
     return this.end - this.start
   }
 
+  /**
+   * A relay may have it: its sender wants that, or nobody else has been here to take it for some time. Not what may have
+   * been done at a consumer that was given up on: that one knows it by this route alone.
+   */
+  get mayBeRelayed(): boolean {
+    if (this.others !== null) return false
+    return this.via === 'relay' || (this.via === 'relay-if-away' && this.route.isAway)
+  }
+
   /** Does it precede `other` in send order? */
   precedes(other: Entry): boolean {
     return this.lane.epoch !== other.lane.epoch ? this.lane.epoch < other.lane.epoch : this.number < other.number
@@ -98,22 +109,29 @@ export class KeyState {
   held = 0
   /** Something was held: nothing leaves until all that is out has come back or is settled. */
   recovering = false
+  /** The relay that has this many of the key and has not said how they ended: what follows goes there as well (rule P14). */
+  relay: PeerId | null = null
+  relayed = 0
   /** Messages of the key that may go when it is their turn, in send order. */
   readonly waiting = new Deque<Entry>()
   /** The key is in the route's queue of keys. */
   isQueued = false
   #hash: number | null = null
 
-  constructor(readonly name: string) {}
+  constructor(
+    readonly name: string,
+    /** As its sender wrote it: at a relay the name tells that sender as well. */
+    readonly own: string,
+  ) {}
 
   /** What its consumer is chosen by; made when there is a choice. */
   get hash(): number {
-    this.#hash ??= hashOf(this.name)
+    this.#hash ??= hashOf(this.own)
     return this.#hash
   }
 
   get isIdle(): boolean {
-    return this.out === 0 && this.held === 0 && this.waiting.length === 0
+    return this.out === 0 && this.held === 0 && this.relayed === 0 && this.waiting.length === 0
   }
 
   /** May the next message of the key go? */
@@ -162,8 +180,8 @@ export class RemoteConsumer {
   /** The lane that was handed over last, and its number on this connection: mostly the next one is of it too. */
   lane: Lane | null = null
   laneNumber = 0
-  /** Keys that wait for this consumer's credit. */
-  stalled: KeyState[] = []
+  /** Keys that wait for its credit: of one route, or, for a relay, of any. */
+  stalled: Array<[route: Route, key: KeyState]> = []
   /** Its peer's part in the choice of a key's consumer. */
   readonly hash: number
 
@@ -178,12 +196,24 @@ export class RemoteConsumer {
     readonly durable: boolean,
     /** Rank of its store's class. */
     readonly rank: number,
+    /** Takes messages of any route, to hand them on. */
+    readonly isRelay = false,
   ) {
     this.hash = hashOf(carrier.peer)
   }
 
   get peer(): PeerId {
     return this.carrier.peer
+  }
+
+  /** Keys that waited for its credit may try again. Gives their routes. */
+  unstall(): Set<Route> {
+    const routes = new Set<Route>()
+    for (const [route, key] of this.stalled.splice(0)) {
+      route.queue(key)
+      routes.add(route)
+    }
+    return routes
   }
 
   /** Credit is told as totals since the connection began, so that a repeated frame adds nothing. */
@@ -231,15 +261,22 @@ export class Lane extends Slots<Entry> {
   /** Of those, the dead ones, and who keeps the dead letter. */
   readonly deadOnDisk = new Map<number, PeerId>()
   readonly expiredOnDisk = new IntervalSet()
+  /** Finished by this sender's own word, as a consumer remembers it, and not in memory. */
+  readonly toldOnDisk = new IntervalSet()
   /**
-   * Dead letters that others contradict, and where they are. A consumer calls done also what it was told is finished; of
-   * a message whose record is gone that may have been this very dead letter. Only with the record is it known otherwise.
+   * Dead letters that others contradict, and where they are. A consumer that knows no TOLD calls done also what it was
+   * told is finished; of a message whose record is gone that may have been this very dead letter.
    */
   readonly overtaken = new Map<number, PeerId[]>()
   /** How a message ended that more than one consumer may have had, and who of them has not said yet (rule P13). */
   readonly contested = new Map<number, Contested>()
   /** Consumers that were given up on while what they may have was only on disk. */
   readonly givenUp = new Set<PeerId>()
+  /** What relays have of it and have not told the end of, and what of that is not in the log yet, or never will be. */
+  readonly relayed = new Map<PeerId, IntervalSet>()
+  readonly relayedFresh = new Map<number, RelayedRow>()
+  /** Of an older space: a relay has it, and its record is still to be read. */
+  readonly relayedOnDisk = new Map<number, PeerId>()
   /** Older space whose fate at its consumers was given up on: what is sent again is marked. */
   redelivered = false
   /** Messages that have finished: a consumer that was told of fewer has to hear. */
@@ -262,6 +299,11 @@ export class Lane extends Slots<Entry> {
     return this.number >= 0x80000000
   }
 
+  /** Has it ended, though its record is still on disk? */
+  isOverOnDisk(sequence: number): boolean {
+    return this.finishedOnDisk.has(sequence) || this.toldOnDisk.has(sequence)
+  }
+
   /** Must what is on disk wait for consumers of the older space? */
   get isFenced(): boolean {
     return this.unresolved.size > 0 || this.running.size > 0
@@ -269,7 +311,11 @@ export class Lane extends Slots<Entry> {
 
   get isFinished(): boolean {
     return (
-      this.slots.length === 0 && this.stragglers.size === 0 && this.contested.size === 0 && this.loadedTo >= this.next
+      this.slots.length === 0 &&
+      this.stragglers.size === 0 &&
+      this.contested.size === 0 &&
+      this.relayed.size === 0 &&
+      this.loadedTo >= this.next
     )
   }
 
@@ -280,10 +326,19 @@ export class Lane extends Slots<Entry> {
     else this.remove(sequence)
   }
 
+  /** The first sequences that relays have not told the end of: more than can be told as exceptions are not needed. */
+  *#firstRelayed(): Iterable<number> {
+    for (const { ends } of this.relayed.values()) {
+      let left = EXCEPTIONS_MAX + 1
+      for (let i = 0; i < ends.length && left > 0; i += 2)
+        for (let sequence = ends[i]!; sequence <= ends[i + 1]! && left > 0; sequence++, left--) yield sequence
+    }
+  }
+
   /** What may be told as finished: all up to `through` except the exceptions. */
   get finished(): { through: number; exceptions: number[] } {
-    // What is contested is not over: its other holder must still be able to say how it ended there.
-    const exceptions = [...this.stragglers.keys(), ...this.contested.keys()]
+    // What is contested is not over: its other holder must still be able to say how it ended there. So must a relay.
+    const exceptions = [...this.stragglers.keys(), ...this.contested.keys(), ...this.#firstRelayed()]
       .filter((sequence) => sequence < this.base)
       .sort((a, b) => a - b)
     if (exceptions.length <= EXCEPTIONS_MAX) return { through: this.base - 1, exceptions }
@@ -296,7 +351,16 @@ export interface Counters {
   done: number
   dead: number
   expired: number
+  /** With a relay that has not told the end. */
+  relayed: number
+  /** With a relay that lost its store, or was given up. */
+  lost: number
 }
+
+const noneCounted = (): Counters => ({ accepted: 0, done: 0, dead: 0, expired: 0, relayed: 0, lost: 0 })
+
+const pendingOf = ({ accepted, done, dead, expired, relayed, lost }: Counters): number =>
+  accepted - done - dead - expired - relayed - lost
 
 export class Route {
   /** Older spaces first; the current space's lane last; then the memory line. */
@@ -309,9 +373,9 @@ export class Route {
   readonly keyed = new Deque<KeyState>()
   readonly keys = new Map<string, KeyState>()
   order: 'key' | 'strict' | 'none' = 'key'
-  readonly counters: Counters = { accepted: 0, done: 0, dead: 0, expired: 0 }
+  readonly counters = noneCounted()
   /** Of the memory line: counted, not kept. */
-  readonly memoryCounters: Counters = { accepted: 0, done: 0, dead: 0, expired: 0 }
+  readonly memoryCounters = noneCounted()
   pendingBytes = 0
   /** Accepted and neither settled nor given to the log: the counters in the log do not have it. */
   unwritten = 0
@@ -321,6 +385,9 @@ export class Route {
   inFlight = 0
   /** When its last consumer left, for what may not wait for ever. */
   idleSince = 0
+  /** No consumer has been here for so long that a relay may have what waits; and that is being waited for. */
+  isAway = false
+  isAwaited = false
   dirty = false
   /** Nobody subscribes any more: what is left of it expires as it comes back, and then it goes. */
   isDropped = false
@@ -334,13 +401,20 @@ export class Route {
     readonly durable: boolean,
     readonly rules: Rules,
   ) {
-    if (kind === 'topic') this.order = 'strict'
+    if (kind === 'topic' || kind === 'publish') this.order = 'strict'
   }
 
   get pending(): number {
-    const { accepted, done, dead, expired } = this.counters
-    const memory = this.memoryCounters
-    return accepted - done - dead - expired + memory.accepted - memory.done - memory.dead - memory.expired
+    return pendingOf(this.counters) + pendingOf(this.memoryCounters)
+  }
+
+  /** May a relay have some of what waits here? Of those whose sender says so only the message itself knows. */
+  get mayBeRelayed(): boolean {
+    return this.free.length > 0 || this.keyed.length > 0
+  }
+
+  get relayed(): number {
+    return this.counters.relayed + this.memoryCounters.relayed
   }
 
   /** Is there a consumer, with a store of this class, that takes messages now? */
@@ -385,14 +459,22 @@ export class Route {
     return null
   }
 
-  /** The key under which an entry takes its turn, or null where it needs none. */
-  keyOf(key: string): KeyState | null {
+  /**
+   * The key under which an entry takes its turn, or null where it needs none. At a relay each sender has keys of its own:
+   * `origin` is the sender of what is handed on, or empty.
+   */
+  keyOf(key: string, origin: string): KeyState | null {
     if (this.order === 'none' || !this.rules.keyFollowsPredecessor) return null
     if (this.order === 'key' && key === '') return null
-    const name = this.order === 'strict' ? '' : key
+    const own = this.order === 'strict' ? '' : key
+    const name = origin === '' ? own : `${origin}/${own}`
+    return this.#keyNamed(name, own)
+  }
+
+  #keyNamed(name: string, own: string): KeyState {
     let state = this.keys.get(name)
     if (!state) {
-      state = new KeyState(name)
+      state = new KeyState(name, own)
       this.keys.set(name, state)
     }
     return state
@@ -402,16 +484,18 @@ export class Route {
   enqueue(entry: Entry): void {
     entry.state = 'ready'
     // While it waited for its time nothing held its key: the key may have been idle, let go, and made anew.
-    if (entry.key !== null && this.keys.get(entry.key.name) !== entry.key) entry.key = this.keyOf(entry.key.name)
+    if (entry.key !== null && this.keys.get(entry.key.name) !== entry.key)
+      entry.key = this.#keyNamed(entry.key.name, entry.key.own)
     if (entry.key === null) {
       this.free.push(entry)
       return
     }
     entry.key.park(entry)
-    this.#queue(entry.key)
+    this.queue(entry.key)
   }
 
-  #queue(key: KeyState): void {
+  /** A key that may move waits for its turn. */
+  queue(key: KeyState): void {
     if (key.isQueued || key.waiting.length === 0 || !key.mayMove) return
     key.isQueued = true
     this.keyed.push(key)
@@ -451,11 +535,11 @@ export class Route {
       key.at = null
       if (key.held === 0) key.recovering = false
     }
-    if (key.isIdle) this.#letGo(key)
-    else this.#queue(key)
+    if (key.isIdle) this.letGo(key)
+    else this.queue(key)
   }
 
-  #letGo(key: KeyState): void {
+  letGo(key: KeyState): void {
     if (this.keys.get(key.name) === key) this.keys.delete(key.name)
   }
 
@@ -470,7 +554,7 @@ export class Route {
     if (order !== 'strict') return
     while (this.free.length > 0) {
       const entry = this.free.shift()!
-      entry.key = this.keyOf('')
+      entry.key = this.keyOf('', entry.origin)
       this.enqueue(entry)
     }
   }
@@ -480,150 +564,7 @@ export class Route {
     const at = this.consumers.indexOf(consumer)
     if (at >= 0) this.consumers.splice(at, 1)
     consumer.isGone = true
-    this.unstall(consumer)
-  }
-
-  /** Keys that waited for this consumer's credit may try again. */
-  unstall(consumer: RemoteConsumer): void {
-    const stalled = consumer.stalled
-    consumer.stalled = []
-    for (const key of stalled) this.#queue(key)
-  }
-
-  /** Hands out what may go now. `wantTouch` is called for a consumer that must be noted first (rule P1). */
-  pump(wallNow: number, wantTouch: (lane: Lane, peer: PeerId) => void): void {
-    if (this.consumers.length === 0) return
-    this.#pumpKeyed(wallNow, wantTouch)
-    this.#pumpFree(wallNow, wantTouch)
-  }
-
-  #pumpFree(wallNow: number, wantTouch: (lane: Lane, peer: PeerId) => void): void {
-    let skipped: Entry[] | null = null
-    for (let n = this.free.length; n > 0; n--) {
-      const entry = this.free.shift()!
-      if (entry.state !== 'ready') continue
-      const consumer = this.#choose(entry, wantTouch)
-      if (consumer) this.#hand(entry, consumer, wallNow)
-      else {
-        skipped ??= []
-        skipped.push(entry)
-        // One that no consumer can take now says the same of its like: look at a few, not at all of them.
-        if (skipped.length >= STUCK_MAX) break
-      }
-    }
-    if (skipped) for (let i = skipped.length - 1; i >= 0; i--) this.free.unshift(skipped[i]!)
-  }
-
-  #pumpKeyed(wallNow: number, wantTouch: (lane: Lane, peer: PeerId) => void): void {
-    if (this.keyed.length === 0 || (this.rules.fenceOldSpaces && this.isFenced)) return
-    let stuck = 0
-    for (let n = this.keyed.length; n > 0 && stuck < STUCK_MAX; n--) {
-      const key = this.keyed.shift()!
-      key.isQueued = false
-      if (!key.mayMove) continue
-      if (this.#pumpKey(key, wallNow, wantTouch)) continue
-      // Its next one fits nowhere now: it keeps its turn.
-      key.isQueued = true
-      this.keyed.push(key)
-      stuck++
-    }
-  }
-
-  /** Hands out a key's messages, all to one consumer as long as one is out. False where the next one fits nowhere. */
-  #pumpKey(key: KeyState, wallNow: number, wantTouch: (lane: Lane, peer: PeerId) => void): boolean {
-    for (let entry = key.waiting.at(0); entry; entry = key.waiting.at(0)) {
-      if (entry.state !== 'ready') {
-        key.waiting.shift()
-        continue
-      }
-      const bound = key.out > 0 ? key.at : null
-      const consumer =
-        bound === null ? this.#choose(entry, wantTouch) : this.#fits(entry, bound, wantTouch) ? bound : null
-      if (consumer === null) {
-        if (bound === null) return false
-        bound.stalled.push(key)
-        return true
-      }
-      key.waiting.shift()
-      key.at = consumer
-      this.#hand(entry, consumer, wallNow)
-    }
-    if (key.isIdle) this.#letGo(key)
-    return true
-  }
-
-  #fits(entry: Entry, consumer: RemoteConsumer, wantTouch: (lane: Lane, peer: PeerId) => void): boolean {
-    if (!consumer.canTake(entry.bytes)) return false
-    if (this.rules.keepClass && !entry.lower && entry.write !== 'none' && consumer.rank < entry.rank) return false
-    const lane = entry.lane
-    if (
-      consumer.lane === lane ||
-      !this.rules.touchFirst ||
-      lane.isMemory ||
-      lane.touched.get(consumer.peer) === 'durable'
-    )
-      return true
-    if (!lane.touched.has(consumer.peer)) wantTouch(lane, consumer.peer)
-    return false
-  }
-
-  /** Of those that can take it now: for a key the one that the key belongs to, else the one with the least in hand. */
-  #choose(entry: Entry, wantTouch: (lane: Lane, peer: PeerId) => void): RemoteConsumer | null {
-    // A sender's strict order is no key: else all senders of a group's topics would choose one and the same member.
-    if (entry.key !== null && this.order === 'key' && this.consumers.length > 1)
-      return this.#ownerOf(entry, entry.key.hash, wantTouch)
-    let best: RemoteConsumer | null = null
-    for (const consumer of this.consumers) {
-      if (best !== null && consumer.out >= best.out) continue
-      if (this.#fits(entry, consumer, wantTouch)) best = consumer
-    }
-    return best
-  }
-
-  /** All senders rank the members of a route alike for a key, so that they choose the same one. */
-  #ownerOf(entry: Entry, key: number, wantTouch: (lane: Lane, peer: PeerId) => void): RemoteConsumer | null {
-    let best: RemoteConsumer | null = null
-    let bestWeight = 0
-    for (const consumer of this.consumers) {
-      const weight = weightOf(key, consumer.hash)
-      if (best !== null && !goesBefore(weight, consumer.peer, bestWeight, best.peer)) continue
-      if (!this.#fits(entry, consumer, wantTouch)) continue
-      best = consumer
-      bestWeight = weight
-    }
-    return best
-  }
-
-  #hand(entry: Entry, consumer: RemoteConsumer, wallNow: number): void {
-    const carrier = consumer.carrier
-    const lane = entry.lane
-    if (consumer.lane !== lane) {
-      consumer.laneNumber = carrier.lanes.get(lane) ?? declareLane(carrier, lane)
-      consumer.lane = lane
-    }
-    const number = consumer.laneNumber
-    let flags = entry.redelivered ? DATA_FLAG.redelivered : 0
-    if (entry.key !== null && entry.key.out === 0) flags |= DATA_FLAG.keyHead
-    const age = Math.max(0, wallNow - entry.created)
-    const attempts = this.rules.carryAttempts ? entry.attempts : 0
-    let { bytes } = entry
-    if (entry.history === null) {
-      carrier.writer.data(entry.slab, entry.start, entry.end, number, entry.sequence, age, attempts, flags)
-    } else {
-      const frame = withHistory(entry)
-      carrier.writer.data(frame, 0, frame.length, number, entry.sequence, age, attempts, flags)
-      bytes = frame.length
-    }
-    entry.state = 'out'
-    entry.target = consumer
-    entry.takerRank = consumer.rank
-    consumer.out++
-    consumer.messages--
-    consumer.sentMessages++
-    consumer.bytes -= bytes
-    consumer.sentBytes += bytes
-    if (entry.key !== null) entry.key.out++
-    this.inFlight++
+    consumer.unstall()
   }
 
   /** A consumer has it no more. */
@@ -636,19 +577,3 @@ export class Route {
     }
   }
 }
-
-/** Tells a connection what the messages of a lane are, the first time one goes there. */
-function declareLane(carrier: Carrier, lane: Lane): number {
-  const number = carrier.lanes.size + 1
-  carrier.lanes.set(lane, number)
-  const { kind, name, group, owner } = lane.route
-  carrier.writer.control(FRAME.lane, [number, lane.spaceBytes, lane.epoch, lane.number, kind, name, group, owner])
-  return number
-}
-
-function withHistory(entry: Entry): Buffer {
-  const meta: Meta = { ...readMeta(entry), a: entry.history! }
-  return withMeta(entry.slab, entry.start, entry.end, meta)
-}
-
-const readMeta = (entry: Entry): Meta => data.meta(entry.slab, entry.start) ?? {}

@@ -35,6 +35,8 @@ export interface Rules {
   readonly keepClass: boolean
   /** P13: the attempt count travels with DATA and NACK. */
   readonly carryAttempts: boolean
+  /** P14: what a relay has of a key and has not told the end of binds the key to that relay. */
+  readonly relayKeepsKey: boolean
   /** P15: memory-class messages count on a line of their own, and an ACK never implies a lower sequence. */
   readonly exactAcks: boolean
   /** P16: a dead letter committed at the consumer is settlement. */
@@ -86,6 +88,7 @@ export const ALL_RULES: Rules = {
   tombstones: true,
   keepClass: true,
   carryAttempts: true,
+  relayKeepsKey: true,
   exactAcks: true,
   deadIsSettled: true,
   checkReads: true,

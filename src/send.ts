@@ -10,7 +10,7 @@ import { IdWindow } from './idwindow.js'
 import { DURABILITY_RANK } from './log/log.js'
 import * as rows from './log/rows.js'
 import type * as api from './message.js'
-import { bodyTooLarge, checkId, checkInteger, checkKey, checkName, checkOptions, LIMITS } from './options.js'
+import { bodyTooLarge, checkId, checkInteger, checkKey, checkName, checkOptions, checkVia, LIMITS } from './options.js'
 import type { Route } from './route.js'
 import { Sent } from './sent.js'
 import type { TxBuffer, TxSend } from './transaction.js'
@@ -28,6 +28,7 @@ export const SEND_OPTIONS = [
   'durability',
   'until',
   'allowLower',
+  'via',
   'signal',
 ]
 export const NO_OPTIONS: api.SendOptions = Object.freeze({})
@@ -55,12 +56,19 @@ export class Sender {
 
   /** One message to every subscription of a topic; with none, nothing is stored. */
   publish(topic: string, body: unknown, options: api.SendOptions): { sent: Sent; routes: number } {
-    const routes = this.turn.store.outbox.subscriptions(checkName('topic', topic))
+    const routes = this.#topicRoutes(checkName('topic', topic), options.via)
     const draft = this.draft(body, options, { n: topic }, false)
     if (routes.length > 0) return { sent: this.#accept(routes, 'topic', topic, draft, options), routes: routes.length }
     const sent = this.#newSent(draft)
     sent.outcome = 'done'
     return { sent, routes: 0 }
+  }
+
+  /** The subscriptions of a topic; where it goes by a relay, the one route of all that is published. */
+  #topicRoutes(topic: string, via: api.Via | undefined): readonly Route[] {
+    const { outbox } = this.turn.store
+    if ((via ?? outbox.via) !== 'relay') return outbox.subscriptions(topic)
+    return [outbox.route('publish', 'relays', '', '', true)]
   }
 
   /** A request: the reply comes back under the correlation. */
@@ -90,6 +98,7 @@ export class Sender {
         delayMs: 0,
         ttlMs: Number.POSITIVE_INFINITY,
         commitFirst,
+        via: this.turn.options.via,
       }
     checkOptions('send', options, SEND_OPTIONS)
     const durability = options.durability ?? storeClass
@@ -105,6 +114,8 @@ export class Sender {
       )
     if (options.until !== undefined && options.until !== 'stored' && options.until !== 'done')
       throw new PeerpostError('OPTION_INVALID', `until must be stored or done, not ${String(options.until)}.`)
+    const via = options.via ?? this.turn.options.via
+    checkVia('via', via)
     const delayMs = this.#delay(options)
     const meta = this.#meta(options, extra, delayMs)
     const ttlMs =
@@ -120,6 +131,7 @@ export class Sender {
             ? 'memory'
             : storeClass,
       lower: options.allowLower === true,
+      via,
       delayMs,
       ttlMs,
       commitFirst: commitFirst || (options.id !== undefined && this.turn.options.rules.idBeforeFrames),
@@ -141,6 +153,7 @@ export class Sender {
     if (options.priority !== undefined && checkInteger('priority', options.priority, 0, 9) !== 4)
       meta.p = options.priority
     if (options.ttlMs !== undefined) meta.t = options.ttlMs
+    if (options.via !== undefined && options.via !== this.turn.options.via) meta.v = options.via
     if (delayMs > 0) meta.d = Math.round(this.turn.options.clock.wall() + delayMs)
     return Object.keys(meta).length === 0 ? undefined : meta
   }
@@ -244,7 +257,7 @@ export class Sender {
     for (const { kind, name, draft, id } of tx.sends) {
       const { outbox } = this.turn.store
       const isQueue = kind === 'send'
-      const routes = isQueue ? [outbox.route('queue', name, '', '', true)] : outbox.subscriptions(name)
+      const routes = isQueue ? [outbox.route('queue', name, '', '', true)] : this.#topicRoutes(name, draft.via)
       const known = id === undefined ? null : this.#knownId(isQueue ? 'queue' : 'topic', name, id)
       if (routes.length > 0 && !known) this.#enter(routes, isQueue ? 'queue' : 'topic', name, draft, id)
     }

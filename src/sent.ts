@@ -10,7 +10,7 @@ export class Sent {
   unconfirmed = 0
   unsettled = 0
   /** Where and in which class the last route was confirmed. */
-  at: 'sender' | 'consumer' = 'sender'
+  at: 'sender' | 'consumer' | 'relay' = 'sender'
   reached: Durability
   outcome: Outcome | null = null
   /** Routes in which it lies on disk only. */

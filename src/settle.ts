@@ -3,16 +3,16 @@
  * The end of a delivery, as a pure machine: done, retry at a time, dead letter or expired becomes rows of the next batch,
  * together with all that the handler wrote; the acknowledgement leaves once that batch is durable.
  */
-import { type Held, type InLane, remainingMs } from './hold.js'
+import { type Held, type InEnd, type InLane, remainingMs } from './hold.js'
 import type { Change } from './log/log.js'
 import * as rows from './log/rows.js'
-import type { Attempt, PeerId } from './message.js'
+import type { Attempt, Outcome, PeerId } from './message.js'
 import { backoffMs } from './options.js'
 import type { Rules } from './rules.js'
 import { FRAME, type PacketWriter } from './transport/frame.js'
 
 /** Outcomes as an ACK frame says them. */
-export const ACK_OUTCOMES = ['done', 'dead', 'expired', 'withdrawn'] as const
+export const ACK_OUTCOMES = ['done', 'dead', 'expired', 'withdrawn', 'relayed'] as const
 
 /** A history travels with each redelivery and lies in one row: beyond so many bytes its oldest deliveries are let go. */
 const HISTORY_BYTES = 24 * 1024
@@ -45,17 +45,20 @@ export class Settle {
   #alone: Held[] = []
   #aloneCommitting: Held[] = []
   #ackLanes = new Map<PeerId, Set<InLane>>()
+  #relayEnds: Array<[lane: InLane, sequence: number, outcome: Outcome]> = []
+  #relayEndsCommitting: Array<[lane: InLane, sequence: number, outcome: Outcome]> = []
 
   constructor(
     readonly self: PeerId,
     readonly rules: Rules,
-    /** Marks a lane's row as to be written. */
-    readonly touch: (lane: InLane) => void,
+    /** Marks a lane's row as to be written; that of a lane of class memory only where `always`. */
+    readonly touch: (lane: InLane, always?: boolean) => void,
   ) {}
 
   /** Started: the mark rides in the next batch, unless the end comes first. */
   started(held: Held): void {
-    if (!held.lane.isMemory && !held.startMarked) this.#marks.push(held)
+    // A relay ends what it takes at once, or runs nothing that could fail.
+    if (!held.lane.isMemory && !held.startMarked && !held.consumer.isRelay) this.#marks.push(held)
   }
 
   /**
@@ -81,12 +84,30 @@ export class Settle {
     this.#end(held, 'expired', false)
   }
 
-  #end(held: Held, outcome: 'done' | 'dead' | 'expired', hasChanges: boolean): void {
+  /** A relay has put it into routes of its own, in this batch. */
+  relayed(held: Held): void {
+    this.#end(held, 'relayed', true)
+  }
+
+  /** What this relay had handed on has ended there: its sender is told once that is durable. */
+  relayEnded(lane: InLane, sequence: number, outcome: Outcome): void {
+    lane.relayed.deleteRange(sequence, sequence)
+    lane[outcome].add(sequence)
+    if (lane.isMemory) {
+      this.again(lane, sequence, outcome)
+      return
+    }
+    this.touch(lane)
+    this.#relayEnds.push([lane, sequence, outcome])
+  }
+
+  #end(held: Held, outcome: InEnd, hasChanges: boolean): void {
     const { lane, sequence } = held
     lane[outcome].add(sequence)
     held.state = 'settling'
     held.outcome = outcome
-    if (this.rules.doneWithEffects) this.touch(lane)
+    // What a message of class memory leaves for good, its writes or its dead letter, commits with the mark that it ended.
+    if (this.rules.doneWithEffects) this.touch(lane, hasChanges)
     else this.#marksLater.add(lane)
     if (held.marked || lane.attempts.has(sequence)) {
       lane.attempts.delete(sequence)
@@ -161,7 +182,7 @@ export class Settle {
       pattern: consumer.kind === 'topic' ? consumer.name : undefined,
       group: consumer.group,
       owner: consumer.owner,
-      from: lane.peer,
+      from: held.from,
       reason: reason.slice(0, 1000),
       deadAt: wallNow,
       attempts,
@@ -207,8 +228,8 @@ export class Settle {
 
   /** Acknowledges what was settled before, or that its dead letter is gone (rule P13). */
   again(lane: InLane, sequence: number, outcome?: (typeof ACK_OUTCOMES)[number]): void {
-    const which = ACK_OUTCOMES.indexOf(outcome ?? lane.endOf(sequence))
-    lane.acks[which]!.add(sequence)
+    if (outcome === undefined && lane.told.has(sequence)) lane.hearsay.add(sequence)
+    else lane.acks[ACK_OUTCOMES.indexOf(outcome ?? lane.endOf(sequence))]!.add(sequence)
     if (lane.hasAcks) return
     lane.hasAcks = true
     const lanes = this.#ackLanes.get(lane.peer) ?? new Set()
@@ -222,6 +243,7 @@ export class Settle {
       this.#alone.length > 0 ||
       this.#first.length > 0 ||
       this.#nacks.length > 0 ||
+      this.#relayEnds.length > 0 ||
       this.#later.length > 0
     )
   }
@@ -252,6 +274,8 @@ export class Settle {
     this.#pending = []
     this.#nacksCommitting = this.#nacks
     this.#nacks = []
+    this.#relayEndsCommitting = this.#relayEnds
+    this.#relayEnds = []
   }
 
   #mark(held: Held, started: 'shared' | 'alone', batch: Change[]): void {
@@ -269,6 +293,8 @@ export class Settle {
     this.#committing = []
     for (const nack of this.#nacksCommitting) this.#sendBack(nack)
     this.#nacksCommitting = []
+    for (const [lane, sequence, outcome] of this.#relayEndsCommitting) this.again(lane, sequence, outcome)
+    this.#relayEndsCommitting = []
     const first = this.#firstCommitting
     this.#firstCommitting = []
     const alone = this.#aloneCommitting
@@ -296,6 +322,8 @@ export class Settle {
         writer.ack(lane.spaceBytes, lane.route, outcome, set.ends)
         set.clear()
       }
+      if (lane.hearsay.intervals > 0) sayTold(writer, lane.spaceBytes, lane.route, lane.hearsay.ends)
+      lane.hearsay.clear()
     }
     this.#ackLanes.delete(peer)
   }
@@ -306,9 +334,16 @@ export class Settle {
     for (const lane of this.#ackLanes.get(peer) ?? []) {
       lane.hasAcks = false
       for (const set of lane.acks) set.clear()
+      lane.hearsay.clear()
     }
     this.#ackLanes.delete(peer)
   }
+}
+
+/** What is over by its sender's own word. Who does not know the frame TOLD passes over it, and hears that it is done. */
+export function sayTold(writer: PacketWriter, space: Buffer, route: number, ends: readonly number[]): void {
+  writer.control(FRAME.told, [space, route, ends])
+  writer.ack(space, route, 0, ends)
 }
 
 function bounded(history: Attempt[]): Attempt[] {

@@ -5,7 +5,6 @@ import type { Discovery } from './directory/discovery.js'
 import * as rows from './log/rows.js'
 import type {
   AwaySubscriber,
-  DestinationKind,
   Explanation,
   OutcomeAnswer,
   Part,
@@ -63,7 +62,8 @@ export class Inspector {
     for (const { kind, name, group, durable } of link?.consumers.values() ?? []) takes.add(kind, name, group, durable)
     for (const { kind, name, group } of link?.inLanes.values() ?? []) gives.add(kind, name, group, false)
     for (const { kind, name, group, durable } of told?.fields.takes ?? []) takes.add(kind, name, group, durable)
-    for (const { kind, name } of told?.fields.gives ?? []) gives.add(kind, name, '', false)
+    // Whoever would hand messages to relays says that: it is no name.
+    for (const { kind, name } of told?.fields.gives ?? []) if (kind !== 'relay') gives.add(kind, name, '', false)
     const name = base.name === '' ? (told?.fields.name ?? '') : base.name
     return { ...base, name, takes: takes.list, gives: gives.list, foundBy: told?.by ?? [] }
   }
@@ -96,6 +96,8 @@ export class Inspector {
       done: counters.done + memoryCounters.done,
       dead: counters.dead + memoryCounters.dead,
       expired: counters.expired + memoryCounters.expired,
+      relayed: route.relayed,
+      lost: counters.lost + memoryCounters.lost,
       consumers: [...new Set(route.consumers.map((consumer) => consumer.peer))],
       waitingFor: this.#waitingFor(route, places, now),
       where: places.list,
@@ -119,6 +121,7 @@ export class Inspector {
     }
     if (places.doubt.size > 0)
       return [...places.doubt].map((peer) => `word from ${this.#free(peer, now)}, whose link is down`).join('; ')
+    if (route.kind === 'publish') return this.turn.store.outbox.hasRelay ? undefined : 'a relay'
     if (route.consumers.length === 0)
       return route.kind === 'reply'
         ? 'a consumer'
@@ -160,8 +163,28 @@ export class Inspector {
       const middle = Math.floor((low + high) / 2)
       const record = this.#record(lane, middle)
       if (record === null || record.number > number) high = middle - 1
-      else if (record.number === number) return !lane.finishedOnDisk.has(record.sequence)
+      else if (record.number === number) return !lane.isOverOnDisk(record.sequence)
       else low = record.sequence + 1
+    }
+    return false
+  }
+
+  /** Is a message number among what relays have of a lane? Numbers rise with sequences, so a few rows tell. */
+  #isRelayed(lane: Lane, number: number): boolean {
+    for (const { ends } of lane.relayed.values())
+      for (let i = 0; i < ends.length; i += 2) if (this.#isWithin(lane, ends[i]!, ends[i + 1]!, number)) return true
+    return false
+  }
+
+  #isWithin(lane: Lane, from: number, to: number, number: number): boolean {
+    let [low, high] = [from, to]
+    while (low <= high) {
+      const middle = Math.floor((low + high) / 2)
+      const stored = this.turn.options.log.get(rows.relayedKey(lane.epoch, lane.number, middle))
+      const row = lane.relayedFresh.get(middle) ?? (stored && rows.read<rows.RelayedRow>(stored))
+      if (!row || row[1] === number) return row !== undefined
+      if (row[1] < number) low = middle + 1
+      else high = middle - 1
     }
     return false
   }
@@ -171,13 +194,15 @@ export class Inspector {
     if (place === null) return 'unknown'
     const { space, number } = place
     const { outbox, lineage } = this.turn.store
-    const { isOurs, isPending, onDisk } = outbox.whereIs(space, number)
+    const { isOurs, isPending, onDisk, relayed } = outbox.whereIs(space, number)
     const entry = lineage.find((candidate) => candidate.space === space && !candidate.isLost)
     if (!isOurs && (!entry || space === this.turn.store.space)) return 'unknown'
     if (isPending || onDisk.some((lane) => this.#isOnDisk(lane, number))) return 'pending'
+    if (relayed.some((lane) => this.#isRelayed(lane, number))) return 'relayed'
     if (entry) {
       const row = this.turn.options.log.get(rows.outcomeKey(entry.epoch, number))
-      if (row) return rows.read<'dead' | 'expired'>(row)
+      const ended = row && rows.read<'dead' | 'expired' | 'lost'>(row)
+      if (ended) return ended === 'lost' ? 'unknown' : ended
     }
     return outbox.recentOutcome(space, number) ?? (this.turn.options.rules.idsTellNumber ? 'done' : 'unknown')
   }
@@ -213,6 +238,7 @@ export class Inspector {
       )
     }
     if (outcome === 'done') story.push('A consumer is done with it.')
+    if (outcome === 'relayed') story.push('A relay has it, and has not told how it ended.')
     if (outcome === 'unknown' && story.length === 0)
       story.push('This peer did not send it, or it was before what is remembered.')
     return { id, outcome, story }
@@ -226,7 +252,7 @@ const isAway = (route: Route): boolean =>
 class Parts {
   readonly #found = new Map<string, Part>()
 
-  add(kind: DestinationKind, name: string, group: string, durable: boolean): void {
+  add(kind: Part['kind'], name: string, group: string, durable: boolean): void {
     if (kind === 'reply') return
     const text = `${kind}/${name}/${group}`
     if (!this.#found.get(text)?.durable) this.#found.set(text, { kind, name, group, durable })

@@ -7,18 +7,19 @@
 
 import type { Draft } from './backlog.js'
 import type { Cancel, Clock } from './clock.js'
-import { letterKey, refusedLetter } from './deadletter.js'
 import { PeerpostError, reasonOf } from './errors.js'
 import { Exchange } from './exchange.js'
 import { Handlers } from './handler.js'
 import type { Held, LocalConsumer, Taker } from './hold.js'
 import { Incarnations } from './incarnation.js'
+import { Letters } from './letters.js'
 import type { LinkConnection, Proofs } from './link.js'
 import { Links, type Network } from './links.js'
 import type { Change, CommitResult, Durability, Log } from './log/log.js'
 import * as rows from './log/rows.js'
-import type { DestinationKind, PeerEvents, PeerId, SpaceId, StateLoss } from './message.js'
+import type { DestinationKind, PeerEvents, PeerId, StateLoss, Via } from './message.js'
 import { LIMITS, type Limits } from './options.js'
+import { Relays } from './relay.js'
 import { type Opened, openStore } from './restore.js'
 import type { Route } from './route.js'
 import type { Rules } from './rules.js'
@@ -36,6 +37,8 @@ export interface TurnOptions {
   readonly proofs: Proofs
   readonly limits: Limits
   readonly rules: Rules
+  /** Which way a message goes whose sender does not say. */
+  readonly via: Via
   emit<Name extends keyof PeerEvents>(event: Name, ...args: PeerEvents[Name]): void
 }
 
@@ -65,6 +68,8 @@ export class Turn {
   readonly exchange: Exchange
   readonly state: State
   readonly incarnations = new Incarnations(this)
+  readonly relays = new Relays(this)
+  readonly #letters = new Letters(this)
   store!: Opened
   commitNumber = 0
   /** The error of a fail-stop (G9). */
@@ -95,7 +100,7 @@ export class Turn {
     this.exchange = new Exchange(clock, limits, () => this.store, {
       commitTold: (peer, commit) => this.incarnations.commitTold(peer, commit),
       overdue: (held, verdict) => this.#overdue(held, verdict),
-      withdraw: (space, route, sequence) => this.#withdraw(space, route, sequence),
+      withdraw: (space, route, sequence) => this.#letters.withdraw(space, route, sequence),
       stale: (peer) =>
         this.report('STALE_ROUTE', peer, 'messages of a space that it has forgotten are dead letters here'),
       subscribed: (link, consumer) => this.afterCommit(() => link.writer.control(FRAME.subscribed, [consumer])),
@@ -111,8 +116,8 @@ export class Turn {
 
   /** Opens the store and begins an incarnation. */
   open(done: (error: Error | null) => void): void {
-    const { log, clock, durability, limits, rules, proofs } = this.options
-    openStore({ self: proofs.peerId, log, clock, durability, limits, rules }, (opened, error) => {
+    const { log, clock, durability, limits, rules, via, proofs } = this.options
+    openStore({ self: proofs.peerId, log, clock, durability, limits, rules, via }, (opened, error) => {
       if (this.#isDead) return
       if (opened === null) {
         done(error)
@@ -229,11 +234,15 @@ export class Turn {
         'FULL',
         'The disk has no room for the store. Free some space; the peer goes on by itself.',
       )
-    if (this.store.outbox.hasRoom(bytes, this.options.log.bytes())) return
+    if (this.hasRoom(bytes)) return
     throw new PeerpostError(
       'FULL',
       'The store has reached its quota: consumers are behind. Wait, add consumers, or raise quotaBytes.',
     )
+  }
+
+  hasRoom(bytes: number): boolean {
+    return !this.#isFull && this.store.outbox.hasRoom(bytes, this.options.log.bytes())
   }
 
   /** Rows that commit with the next batch; `done` once it is durable. */
@@ -287,9 +296,9 @@ export class Turn {
     return this.links.ask()
   }
 
-  // --- settling
+  // --- settling: each is false where the lease is lost
 
-  /** Done, with what its transaction wrote. `apply` appends the messages it sent. False where the lease is lost. */
+  /** Done, with what its transaction wrote. The messages that it sent were appended before. */
   settleDone(held: Held, changes: readonly Change[]): boolean {
     if (!this.handlers.holds(held)) return false
     this.handlers.end(held)
@@ -298,30 +307,44 @@ export class Turn {
     return true
   }
 
+  /** Taken by this peer as a relay: it is in routes of its own. */
+  settleRelayed(held: Held): boolean {
+    return this.#settled(held, (settle) => {
+      settle.relayed(held)
+      return false
+    })
+  }
+
   settleFailed(held: Held, reason: string, delayMs: number | undefined): boolean {
-    if (!this.handlers.holds(held)) return false
     const { clock } = this.options
-    this.handlers.end(held)
-    const what = this.store.settle.failed(held, reason, delayMs, clock.now(), clock.wall(), clock.random())
-    this.#released(held, what === 'retry')
-    return true
+    return this.#settled(
+      held,
+      (settle) => settle.failed(held, reason, delayMs, clock.now(), clock.wall(), clock.random()) === 'retry',
+    )
   }
 
   settleRejected(held: Held, reason: string): boolean {
-    if (!this.handlers.holds(held)) return false
     const { clock } = this.options
-    this.handlers.end(held)
-    this.store.settle.reject(held, reason, clock.now(), clock.wall())
-    this.#released(held, false)
-    return true
+    return this.#settled(held, (settle) => {
+      settle.reject(held, reason, clock.now(), clock.wall())
+      return false
+    })
   }
 
   /** A delivery that nobody saw goes back, uncharged. */
   settleUnseen(held: Held): void {
-    if (!this.handlers.holds(held)) return
+    this.#settled(held, (settle) => {
+      settle.returned(held)
+      return true
+    })
+  }
+
+  /** `end` tells whether what follows in its key has to go back too. */
+  #settled(held: Held, end: (settle: Opened['settle']) => boolean): boolean {
+    if (!this.handlers.holds(held)) return false
     this.handlers.end(held)
-    this.store.settle.returned(held)
-    this.#released(held, true)
+    this.#released(held, end(this.store.settle))
+    return true
   }
 
   #released(held: Held, bounce: boolean): void {
@@ -336,17 +359,6 @@ export class Turn {
     if (verdict === 'expired') settle.expired(held)
     else settle.exhausted(held, this.options.clock.wall())
     inbox.consumed(held)
-  }
-
-  /** Rule P13: a dead letter that was done elsewhere is taken back. */
-  #withdraw(space: SpaceId, route: number, sequence: number): void {
-    const { inbox, settle } = this.store
-    const lane = inbox.lanes.get(`${space}/${route}`)
-    if (!lane) return
-    const key = letterKey(this.options.log, space, route, sequence)
-    if (key !== null) settle.deadLetters--
-    // Its sender asks until it hears that the letter is gone.
-    this.commit(key === null ? [] : [rows.remove(key)], () => settle.again(lane, sequence, 'withdrawn'))
   }
 
   // --- the turn
@@ -370,13 +382,15 @@ export class Turn {
     this.#due(now)
     this.#load(now)
     this.#start(now)
-    this.store.outbox.pump(clock.wall())
-    this.#withdrawals()
-    this.#keepRefused()
+    this.store.outbox.pump(clock.wall(), now)
+    this.#letters.askBack()
+    this.#letters.keepRefused()
+    // How what was handed on has ended belongs into the batch that forgets it.
+    this.relays.run()
     this.#flush()
     this.#commit(now)
     this.#confirm()
-    this.#letters()
+    this.#letters.tell()
     this.#wake()
   }
 
@@ -443,7 +457,7 @@ export class Turn {
       }
       for (const held of start) {
         // One that has run before may be what ended that process: the next end must find its mark.
-        if (held.redelivered && !held.lane.isMemory) this.store.settle.markFirst(held)
+        if (held.redelivered && !held.lane.isMemory && !held.consumer.isRelay) this.store.settle.markFirst(held)
         else this.#give(held)
       }
       if (alone) this.store.settle.markAlone(alone)
@@ -471,11 +485,6 @@ export class Turn {
   *runningOnes(): Iterable<Held> {
     for (const lane of this.store.inbox.lanes.values())
       for (const held of lane.active.values()) if (held.taker !== null) yield held
-  }
-
-  #withdrawals(): void {
-    for (const { lane, sequence, peer } of this.store.outbox.withdrawals.splice(0))
-      this.links.up.get(peer)?.writer.control(FRAME.withdraw, [lane.spaceBytes, lane.number, sequence])
   }
 
   #flush(): void {
@@ -578,23 +587,6 @@ export class Turn {
     for (const sent of settled) sent.onSettled?.(sent.outcome!, null)
   }
 
-  /** What a consumer refused for good is kept here as a dead letter, in the batch in which it leaves its route. */
-  #keepRefused(): void {
-    const { outbox, settle } = this.store
-    for (const entry of outbox.refused.splice(0)) {
-      const row = refusedLetter(entry, this.options.proofs.peerId, this.options.clock.wall())
-      this.#changes.push(rows.put(rows.deadLetterKey(row.id, row.space, row.route, row.sequence), row))
-      settle.letters.push(row)
-      settle.deadLetters++
-    }
-  }
-
-  #letters(): void {
-    const { settle } = this.store
-    if (settle.letters.length === 0) return
-    for (const { id, name, reason } of settle.letters.splice(0)) this.options.emit('deadLetter', { id, name, reason })
-  }
-
   /** Sets the timer for what comes next. */
   #wake(): void {
     const { clock } = this.options
@@ -670,6 +662,11 @@ export class Turn {
   /** The last commit that was begun. */
   get begunCommit(): number {
     return this.commitNumber + (this.#committing ? 1 : 0)
+  }
+
+  /** The class of a linked peer's store. */
+  classOf(peer: PeerId): Durability {
+    return this.links.up.get(peer)?.hello?.durability ?? this.options.durability
   }
 
   /** The consumer of a kind and name here, or undefined. */

@@ -105,10 +105,17 @@ t.test(
     running.state = 'running'
     inbox.linkUp(PEER)
     t.equal(consumer.readyCount, 0)
-    t.same(inbox.answer(PEER, SPACE, 1, 1, 9), { done: [3, 5], dead: [], expired: [], running: [1] })
+    t.same(inbox.answer(PEER, SPACE, 1, 1, 9), {
+      done: [3, 5],
+      dead: [],
+      expired: [],
+      relayed: [],
+      running: [1],
+      told: [],
+    })
     t.same(
       inbox.answer('other' as PeerId, SPACE, 1, 1, 9),
-      { done: [], dead: [], expired: [], running: [] },
+      { done: [], dead: [], expired: [], relayed: [], running: [], told: [] },
       'nobody else is told',
     )
   },
@@ -119,7 +126,14 @@ t.test('a RESUME answer does not call done what is still being committed', async
   const held = take(inbox, lane, 2).held!
   held.state = 'settling'
   lane.lane!.done.addRange(1, 3)
-  t.same(inbox.answer(PEER, SPACE, 1, 1, 9), { done: [1, 1, 3, 3], dead: [], expired: [], running: [2] })
+  t.same(inbox.answer(PEER, SPACE, 1, 1, 9), {
+    done: [1, 1, 3, 3],
+    dead: [],
+    expired: [],
+    relayed: [],
+    running: [2],
+    told: [],
+  })
 })
 
 t.test('P8: what the sender calls finished shrinks what is remembered, exceptions aside', async (t) => {

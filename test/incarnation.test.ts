@@ -29,7 +29,7 @@ class Bench {
     const peers = new Map<PeerId, PeerRow>(facts.row ? [[PEER, facts.row]] : [])
     const store = {
       outbox: { gaveTo: () => facts.gaveTo === true, reincarnate: () => {} },
-      inbox: { hasLanesOf: () => facts.hasLanesOf === true, floorOf: () => 0 },
+      inbox: { hasLanesOf: () => facts.hasLanesOf === true, floorOf: () => 0, liftFloor: () => {} },
       epoch: 3,
       space: space('a'),
       lineage,

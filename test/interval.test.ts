@@ -46,7 +46,10 @@ t.test('it is the set of what was added, whatever the order', async (t) => {
         JSON.stringify(listOf(set)) === JSON.stringify(sorted) &&
         set.size === model.size &&
         Array.from({ length: 62 }, (_, n) => n).every((n) => set.has(n) === model.has(n)) &&
-        JSON.stringify(listOf(within)) === JSON.stringify(sorted.filter((n) => n >= from && n <= to))
+        JSON.stringify(listOf(within)) === JSON.stringify(sorted.filter((n) => n >= from && n <= to)) &&
+        set.covers(from, to) === (listOf(within).length === to - from + 1) &&
+        JSON.stringify(listOf(new IntervalSet(set.without([from, to])))) ===
+          JSON.stringify(Array.from({ length: to - from + 1 }, (_, n) => from + n).filter((n) => !model.has(n)))
       )
     }),
     { numRuns: 2000 },

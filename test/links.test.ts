@@ -1,6 +1,6 @@
 import t from 'tap'
 import { LIMITS } from '../src/options.js'
-import { peerOf } from './sim/node.js'
+import { peerOf } from './sim/proofs.js'
 import { type Process, Turns } from './sim/turns.js'
 
 /** Two peers whose link is up; `a` dials. */

@@ -49,7 +49,17 @@ class Bench {
     const sent = this.outbox.newSent(null, durability)
     this.outbox.append(
       [this.route],
-      { key, meta: undefined, body: encodeBody(body), durability, lower, delayMs: 0, ttlMs, commitFirst },
+      {
+        key,
+        meta: undefined,
+        body: encodeBody(body),
+        durability,
+        lower,
+        delayMs: 0,
+        ttlMs,
+        commitFirst,
+        via: 'direct',
+      },
       sent,
       this.now,
       this.now,
@@ -67,9 +77,9 @@ class Bench {
   /** Pumps, commits what that asks for, pumps again: what each consumer got since. */
   turn(...carriers: Carrier[]): string[][] {
     this.outbox.tick(this.now)
-    this.outbox.pump(this.now)
+    this.outbox.pump(this.now, this.now)
     this.commit()
-    this.outbox.pump(this.now)
+    this.outbox.pump(this.now, this.now)
     return carriers.map((carrier) => {
       const got: string[] = []
       for (const packet of carrier.writer.take())
@@ -90,10 +100,10 @@ t.test('P1: nothing leaves for a consumer before it is durable that it may have 
   const bench = new Bench()
   const { carrier } = bench.consumer('a')
   bench.send('one')
-  bench.outbox.pump(bench.now)
+  bench.outbox.pump(bench.now, bench.now)
   t.equal(carrier.writer.isEmpty, true)
   bench.commit()
-  bench.outbox.pump(bench.now)
+  bench.outbox.pump(bench.now, bench.now)
   t.equal(carrier.writer.isEmpty, false)
 })
 
@@ -142,7 +152,7 @@ t.test('P4, P5: what must be durable first leaves once it is, in order', async (
   bench.turn(carrier)
   bench.send('tx1', { commitFirst: true })
   bench.send('tx2', { commitFirst: true })
-  bench.outbox.pump(bench.now)
+  bench.outbox.pump(bench.now, bench.now)
   t.equal(carrier.writer.isEmpty, true)
   bench.commit()
   t.same(bench.turn(carrier), [['tx1', 'tx2']])
@@ -171,7 +181,7 @@ t.test('what was acknowledged before its write began is never written', async (t
   bench.turn(carrier)
   bench.commit()
   const sent = bench.send('elided')
-  bench.outbox.pump(bench.now)
+  bench.outbox.pump(bench.now, bench.now)
   bench.ack('a', 1, 2)
   t.equal(sent.outcome, 'done')
   t.notOk(
@@ -219,7 +229,18 @@ t.test(
     ])
     bench.outbox.resumed(
       'a' as PeerId,
-      [{ space: SPACE, route: bench.route.number, done: [1, 1], dead: [], expired: [], running: [2] }],
+      [
+        {
+          space: SPACE,
+          route: bench.route.number,
+          done: [1, 1],
+          dead: [],
+          expired: [],
+          running: [2],
+          told: [],
+          relayed: null,
+        },
+      ],
       bench.now,
     )
     t.equal(sent[0]!.outcome, 'done')
@@ -231,6 +252,35 @@ t.test(
     t.equal(sent[1]!.outcome, 'done', 'whoever had it may still say that it is done')
   },
 )
+
+t.test('what a consumer was only told to be over contradicts no dead letter of another one', async (t) => {
+  for (const word of ['told', 'done'] as const) {
+    const bench = new Bench()
+    const a = bench.consumer('a')
+    const sent = bench.send('one')
+    t.same(bench.turn(a.carrier), [['one']])
+    a.carrier.isOpen = false
+    bench.outbox.linkDown(a.carrier, bench.now)
+    bench.outbox.removeConsumer(a.remote, bench.now)
+    const b = bench.consumer('b')
+    bench.now += limits.failoverMs
+    t.same(bench.turn(b.carrier), [['one']], 'it has failed over')
+    bench.outbox.ack('b' as PeerId, SPACE, bench.route.number, [1, 1], word)
+    t.equal(sent.outcome, 'done')
+    const answer = {
+      space: SPACE,
+      route: bench.route.number,
+      done: [],
+      dead: [1, 1],
+      expired: [],
+      running: [],
+      told: [],
+      relayed: null,
+    }
+    bench.outbox.resumed('a' as PeerId, [answer], bench.now)
+    t.equal(bench.outbox.withdrawals.length, word === 'told' ? 0 : 1, `${word}, then dead`)
+  }
+})
 
 t.test('memory messages count on a line of their own, and are never written', async (t) => {
   const bench = new Bench()
@@ -280,7 +330,7 @@ t.test('P12: a receipt says what the acknowledgement of its taker is worth', asy
     bench.send('warm', { durability, lower })
     bench.turn(carrier)
     const sent = bench.send('it', { durability, lower })
-    bench.outbox.pump(bench.now)
+    bench.outbox.pump(bench.now, bench.now)
     bench.ack('a', 2)
     t.match(sent, { at: 'consumer', reached }, `${durability}, taken by rank ${rank}`)
   }

@@ -16,6 +16,7 @@ export interface SendFlags extends Target {
   readonly ttl?: string
   readonly priority?: string
   readonly durability?: string
+  readonly via?: string
   readonly until?: string
   readonly header?: readonly string[]
   readonly timeout?: string
@@ -50,7 +51,7 @@ async function standardInput(): Promise<Buffer> {
 
 function headersOf(flags: SendFlags, type: string): Record<string, string> {
   const headers: Record<string, string> = { 'content-type': type }
-  for (const name of ['id', 'key', 'delay', 'ttl', 'priority', 'durability', 'until'] as const) {
+  for (const name of ['id', 'key', 'delay', 'ttl', 'priority', 'durability', 'until', 'via'] as const) {
     const value = flags[name]
     if (value !== undefined) headers[`peerpost-${name}`] = headerText(`--${name}`, value)
   }

@@ -95,8 +95,8 @@ export function bytesOf(text: unknown, where: string): Buffer {
   throw new EdgeError('BODY_INVALID', `${where} must be base64 text with its padding.`)
 }
 
-type Option = 'id' | 'key' | 'delay' | 'ttl' | 'priority' | 'durability' | 'until'
-const OPTIONS: readonly Option[] = ['id', 'key', 'delay', 'ttl', 'priority', 'durability', 'until']
+type Option = 'id' | 'key' | 'delay' | 'ttl' | 'priority' | 'durability' | 'until' | 'via'
+const OPTIONS: readonly Option[] = ['id', 'key', 'delay', 'ttl', 'priority', 'durability', 'until', 'via']
 
 /** The send options in `Peerpost-…` headers, with the message's headers. Throws OPTION_UNKNOWN or OPTION_INVALID. */
 export function optionsOf(headers: IncomingHttpHeaders, brought: Readonly<Record<string, string>>): SendOptions {
@@ -146,6 +146,7 @@ function sendOptions(given: Partial<Record<Option, string>>, headers: Record<str
   if (given.durability !== undefined)
     options.durability = oneOf('durability', given.durability, ['memory', 'process', 'disk'])
   if (given.until !== undefined) options.until = oneOf('until', given.until, ['stored', 'done'])
+  if (given.via !== undefined) options.via = oneOf('via', given.via, ['direct', 'relay', 'relay-if-away'])
   if (Object.keys(headers).length > 0) options.headers = headers
   return options
 }
@@ -193,9 +194,10 @@ const TRANSACTION_FIELDS = [
   'ttl',
   'priority',
   'durability',
+  'via',
 ]
 
-/** Reads `{queue | topic, body | bodyBase64, headers?, id?, key?, delay?, ttl?, priority?, durability?}`. */
+/** Reads `{queue | topic, body | bodyBase64, headers?, id?, key?, delay?, ttl?, priority?, durability?, via?}`. */
 export function transactionMessage(value: unknown, index: number): TransactionMessage {
   const where = `messages[${index}]`
   if (typeof value !== 'object' || value === null || Array.isArray(value))

@@ -49,19 +49,32 @@ interface Sidecar {
   closeServers(): Promise<void>
 }
 
+/** What a node with a peer and its HTTP API is for. */
+export interface Role {
+  readonly name: string
+  /** Its own defaults of the configuration. */
+  readonly defaults: Readonly<Record<string, unknown>>
+  /** What the peer does before anybody can reach it. */
+  begin(peer: Peer): void
+}
+
 /** Runs a sidecar until a signal ends the process. Throws what keeps it from starting. */
-export async function runSidecar(flags: Readonly<Record<string, unknown>>, json: boolean): Promise<void> {
-  const config = readConfig(flags, process.env)
-  const log = openLog(config.logLevel, config.name ?? 'peerpost')
+export const runSidecar = (flags: Readonly<Record<string, unknown>>, json: boolean): Promise<void> =>
+  runNode(flags, json, { name: 'peerpost', defaults: {}, begin: () => {} })
+
+/** Runs a node with a peer behind HTTP until a signal ends the process. Throws what keeps it from starting. */
+export async function runNode(flags: Readonly<Record<string, unknown>>, json: boolean, role: Role): Promise<void> {
+  const config = readConfig(flags, process.env, role.defaults)
+  const log = openLog(config.logLevel, config.name ?? role.name)
   stopOnBugs(log)
-  const sidecar = await open(config, log)
+  const sidecar = await open(config, log, role)
   sidecar.peer.on('failed', (error) => {
     log.fatal({ err: error }, 'The peer has stopped; nothing more is accepted or acknowledged')
     process.exit(EXIT_FAILED)
   })
   logEvents(sidecar)
   drainOnSignals(sidecar)
-  process.stdout.write(json ? `${JSON.stringify(readyEvent(sidecar))}\n` : readyText(sidecar))
+  process.stdout.write(json ? `${JSON.stringify(readyEvent(sidecar))}\n` : readyText(sidecar, role))
 }
 
 /** What the peer reports. The reason of a dead letter is left out: what a handler threw may quote the payload. */
@@ -72,12 +85,13 @@ function logEvents({ peer, log }: Sidecar): void {
   peer.on('deadLetter', ({ id, name }) => log.warn({ id, name }, 'A message became a dead letter'))
 }
 
-async function open(config: Config, log: Log): Promise<Sidecar> {
+async function open(config: Config, log: Log, role: Role): Promise<Sidecar> {
   const options = peerOptions(config)
   const peer = await openPeer(options).catch((error: unknown) => {
     throw withFlag(error)
   })
   try {
+    role.begin(peer)
     return await openServers(config, log, peer)
   } catch (error) {
     await peer.close({ timeoutMs: 1000 })
@@ -103,6 +117,7 @@ function peerOptions(config: Config): PeerOptions {
   if (config.quota !== undefined) options.quotaBytes = config.quota
   if (config.failover !== undefined) options.failoverMs = config.failover
   if (config.inDoubt !== undefined) options.inDoubt = config.inDoubt
+  if (config.via !== undefined) options.via = config.via
   return options
 }
 
@@ -201,13 +216,13 @@ const readyEvent = ({ config, peer, http, socket, tokens }: Sidecar): object => 
 })
 
 /** What a person reads. */
-function readyText({ config, peer, http, socket, tokens }: Sidecar): string {
+function readyText({ config, peer, http, socket, tokens }: Sidecar, role: Role): string {
   const base = http
     ? `http://${authority({ ...http, host: http.host === '0.0.0.0' || http.host === '::' ? '127.0.0.1' : http.host })}`
     : 'http://localhost'
   const through = http ? (tokens ? ` -H 'Authorization: Bearer ${tokens.first}'` : '') : ` --unix-socket ${socket}`
   const lines = [
-    `peerpost ${VERSION} is ready. Peer ${peer.id}${peer.name ? ` (${peer.name})` : ''}`,
+    `${role.name} ${VERSION} is ready. Peer ${peer.id}${peer.name ? ` (${peer.name})` : ''}`,
     `  peers      ${peer.endpoints.join(', ') || 'none can dial this peer'}`,
     ...(http ? [`  HTTP       ${base}${tokens ? `, token in ${tokenPath(config)}` : ', no token needed'}`] : []),
     ...(socket ? [`  socket     ${socket}, no token needed`] : []),

@@ -3,11 +3,12 @@
  * names. What it watches outlives the connection: the server goes on from the last revision, or tells everything.
  */
 import type { Cancel, Clock } from '../clock.js'
-import { PeerpostError, reasonOf } from '../errors.js'
+import { PeerpostError } from '../errors.js'
+import type { Network } from '../links.js'
 import type { PeerId } from '../message.js'
 import { LIMITS } from '../options.js'
 import { violation } from '../transport/frame.js'
-import type { ConnectionEvents, Transport } from '../transport/transport.js'
+import type { ConnectionEvents } from '../transport/transport.js'
 import type { Announced, Change, Directory, DirectoryState, Reach, Sighting } from './directory.js'
 import { RECORD_BYTES, type RecordProofs } from './record.js'
 import { DIRECTORY_FRAME, Session } from './session.js'
@@ -20,7 +21,7 @@ export interface ServerDirectoryOptions {
   readonly proofs: RecordProofs
   /** The name of this peer, for people. */
   readonly name: string
-  readonly transport: Transport
+  readonly network: Network
 }
 
 /** Codes after which the server has to be told something else, or somebody else. */
@@ -52,7 +53,7 @@ class ServerDirectory implements Directory {
   readonly #resolving: Array<{ done: (answer: Change | null) => void; watch: Watch }> = []
   #changed: (state: DirectoryState) => void = () => {}
   #session: Session | null = null
-  #abort: AbortController | null = null
+  #stopDial: Cancel = () => {}
   #cancel: Cancel = () => {}
   #isClosed = false
 
@@ -77,16 +78,12 @@ class ServerDirectory implements Directory {
   }
 
   #dial(): void {
-    const { url, transport } = this.#options
-    const abort = new AbortController()
-    this.#abort = abort
-    const attempt = async (): Promise<void> =>
-      transport.dial(url, (connection) => this.#begin(connection), abort.signal)
-    attempt().catch((thrown: unknown) => {
-      if (abort.signal.aborted) return
-      const code = thrown instanceof PeerpostError ? thrown.code : 'UNREACHABLE'
-      this.#down(code, reasonOf(thrown))
-    })
+    const { url, network } = this.#options
+    this.#stopDial = network.dial(
+      url,
+      (connection) => this.#begin(connection),
+      (error) => this.#down(error instanceof PeerpostError ? error.code : 'UNREACHABLE', error.message),
+    )
   }
 
   #begin(connection: ConstructorParameters<typeof Session>[0]): ConnectionEvents {
@@ -213,7 +210,7 @@ class ServerDirectory implements Directory {
     if (this.#isClosed) return
     this.#isClosed = true
     this.#cancel()
-    this.#abort?.abort()
+    this.#stopDial()
     this.#session?.bye('CLOSED', 'the peer closes')
     this.#session = null
   }

@@ -108,6 +108,7 @@ export class Discovery {
     queue: new Set(),
     topic: new Set(),
     request: new Set(),
+    relay: new Set(),
   }
   readonly #refusals = new Map<string, string>()
   #record: Buffer | null = null

@@ -7,6 +7,7 @@ import { networkInterfaces } from 'node:os'
 import type { Clock } from '../clock.js'
 import { PeerpostError, reasonOf } from '../errors.js'
 import type { Identity } from '../identity.js'
+import { networkOf } from '../links.js'
 import { LIMITS, type PeerOptions } from '../options.js'
 import { isLoopbackEndpoint, schemeOf } from '../transport/endpoint.js'
 import type { Transport } from '../transport/transport.js'
@@ -14,9 +15,9 @@ import type { Turn } from '../turn.js'
 import { type Allowed, announcedEndpoints, reachOf, readAllowed } from './addresses.js'
 import { readDhtUrl } from './dhturl.js'
 import type { Directory } from './directory.js'
-import { Discovery } from './discovery.js'
+import { Discovery, type DiscoveryParts } from './discovery.js'
 import { checkEtcdUrl } from './etcdurl.js'
-import type { Give, RecordKind, RecordProofs, Take } from './record.js'
+import { ALL_RELAYED, type Give, type RecordProofs, type Take } from './record.js'
 
 /** Schemes of directories that this version can ask. */
 const SCHEMES = ['tcp', 'tls', 'unix', 'etcd', 'etcds', 'dns', 'file', 'dht'] as const
@@ -84,7 +85,8 @@ export async function directoryOf(url: string, options: PeerOptions, facts: Dire
     import('../transport/tcp.js'),
   ])
   const transport = tcpTransport({ clock, identity, insecure: options.insecure === true })
-  const directory = serverDirectory({ url, reach: reachOf(url), clock, proofs, name, transport })
+  const network = networkOf([transport])
+  const directory = serverDirectory({ url, reach: reachOf(url), clock, proofs, name, network })
   const close = directory.close.bind(directory)
   return Object.assign(directory, {
     close: async () => {
@@ -107,9 +109,7 @@ export async function openDiscovery(
   for (const entry of options.directory)
     directories.push(typeof entry === 'string' ? await directoryOf(entry, options, facts) : entry)
   const { clock, proofs, name } = facts
-  const { log } = turn.options
-  const targets = new Set<string>()
-  const discovery = new Discovery({
+  return discoveryOn(turn, {
     directories,
     clock,
     proofs,
@@ -120,6 +120,19 @@ export async function openDiscovery(
       allowed: allowedOf(options),
       resolve: (host, done) => lookup(host, { all: true }, (error, addresses) => done(error, addresses ?? [])),
     },
+    endpoints: () => announcedEndpoints(listen, options.advertise ?? [], ownAddresses()),
+  })
+}
+
+/** A discovery for the peer of a turn: what it asks of its peer comes from there. */
+export function discoveryOn(
+  turn: Turn,
+  parts: Omit<DiscoveryParts, 'links' | 'takes' | 'gave' | 'rows' | 'isTaking' | 'keepFor' | 'warn'>,
+): Discovery {
+  const { log } = turn.options
+  const targets = new Set<string>()
+  return new Discovery({
+    ...parts,
     links: {
       // What the operator named with --peer stays, whatever a directory says.
       addTarget: (endpoint) => {
@@ -131,7 +144,6 @@ export async function openDiscovery(
       reasonAt: (endpoint) => turn.links.reasonAt(endpoint),
       isUp: (peer) => turn.links.up.has(peer),
     },
-    endpoints: () => announcedEndpoints(listen, options.advertise ?? [], ownAddresses()),
     takes: () => takesOf(turn),
     gave: () => gaveOf(turn),
     rows: {
@@ -140,11 +152,11 @@ export async function openDiscovery(
       commit: (changes, done) => turn.commit(changes, done),
     },
     isTaking: (peer, { kind, name, group, owner }) =>
+      kind !== 'relay' &&
       turn.store.outbox.findRoute(kind, name, group, owner)?.consumers.some((each) => each.peer === peer) === true,
     keepFor: (take) => keepFor(turn, take),
     warn: (code, message) => turn.options.emit('warning', { code, message }),
   })
-  return discovery
 }
 
 /** Addresses of this machine that others may dial, for a listener on all of them. */
@@ -156,8 +168,10 @@ function ownAddresses(): string[] {
 
 function takesOf(turn: Turn): Take[] {
   const takes: Take[] = []
-  for (const { kind, name, group, owner, durable } of turn.store.inbox.consumers.values())
-    if (kind !== 'reply') takes.push({ kind, name, group, owner, durable })
+  for (const { kind, name, group, owner, durable, isRelay } of turn.store.inbox.consumers.values()) {
+    if (isRelay) takes.push({ kind: 'relay', name: ALL_RELAYED, group, owner, durable })
+    else if (kind !== 'reply' && kind !== 'publish') takes.push({ kind, name, group, owner, durable })
+  }
   return takes
 }
 
@@ -165,8 +179,7 @@ function takesOf(turn: Turn): Take[] {
 function gaveOf(turn: Turn): Give[] {
   const gave: Give[] = []
   for (const { kind, name, counters, pending } of turn.store.outbox.routes.values())
-    if (kind !== 'reply' && kind !== 'topic' && (counters.accepted > 0 || pending > 0))
-      gave.push({ kind: kind as RecordKind, name })
+    if ((kind === 'queue' || kind === 'request') && (counters.accepted > 0 || pending > 0)) gave.push({ kind, name })
   return gave
 }
 

@@ -3,7 +3,7 @@
  * verifies is passed in. docs/DIRECTORY.md shows it byte by byte.
  */
 import { PeerpostError } from '../errors.js'
-import type { DestinationKind, PeerId } from '../message.js'
+import type { PeerId } from '../message.js'
 import { decodeValue, encodeValue } from '../transport/frame.js'
 
 /** The largest record, in bytes, signature and mesh proof included. */
@@ -26,8 +26,10 @@ const ENDPOINT_BYTES = 512
 // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for
 const CONTROL = /[\u0000-\u001f\u007f]/
 
-export type RecordKind = Exclude<DestinationKind, 'reply'>
-const KINDS: readonly RecordKind[] = ['queue', 'topic', 'request']
+/** What is found by name. A relay takes, and whoever may hand over gives, the one name `ALL_RELAYED`. */
+export type RecordKind = 'queue' | 'topic' | 'request' | 'relay'
+const KINDS: readonly RecordKind[] = ['queue', 'topic', 'request', 'relay']
+export const ALL_RELAYED = 'all'
 
 /** Something that a peer takes. */
 export interface Take {

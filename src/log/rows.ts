@@ -25,6 +25,8 @@ const TABLE = {
   state: 0x10,
   stateLoss: 0x11,
   contested: 0x13,
+  relayed: 0x14,
+  copies: 0x15,
 } as const
 
 type Table = keyof typeof TABLE
@@ -57,7 +59,8 @@ export const putBytes = (at: Buffer, value: Buffer): Change => ({ key: at, value
 export const remove = (at: Buffer): Change => ({ key: at, value: null })
 export const read = <Row>(bytes: Buffer): Row => unpackRow<Row>(bytes)
 const EMPTY = Buffer.alloc(0)
-export const putEmpty = (at: Buffer): Change => ({ key: at, value: EMPTY })
+const ONE = Buffer.of(1)
+export const putMark = (at: Buffer, isMarked: boolean): Change => ({ key: at, value: isMarked ? ONE : EMPTY })
 
 // --- incarnation
 
@@ -111,7 +114,7 @@ export const recordOfKey = (at: Buffer): { route: number; epoch: number; sequenc
   sequence: at.readUIntBE(9, 6),
 })
 
-/** The consumer may hold messages of this route's space (rule P1). */
+/** The consumer may hold messages of this route's space (rule P1). The value is empty, or one byte for a relay. */
 export const touchedKey = (epoch: number, route: number, peer: string): Buffer =>
   key('touched', u32(epoch), u32(route), peer)
 export const touchedOfKey = (at: Buffer): { epoch: number; route: number; peer: PeerId } => ({
@@ -130,7 +133,22 @@ export const contestedOfKey = (at: Buffer): { epoch: number; route: number; sequ
   sequence: at.readUIntBE(9, 6),
 })
 
-/** `dead` or `expired`: without a row, what is finished is done (rule P18). */
+/** A relay has it, and has not told how it ended: which one, and the number and the key of the message (rule P14). */
+export type RelayedRow = readonly [relay: PeerId, number: number, key: string]
+export const relayedKey = (epoch: number, route: number, sequence: number): Buffer =>
+  key('relayed', u32(epoch), u32(route), u48(sequence))
+export const relayedOfKey = (at: Buffer): { epoch: number; route: number; sequence: number } => ({
+  epoch: at.readUInt32BE(1),
+  route: at.readUInt32BE(5),
+  sequence: at.readUIntBE(9, 6),
+})
+
+/** At a relay: how many subscriptions a message that was published has left, and the worst end so far. */
+export type CopiesRow = readonly [left: number, outcome: Outcome]
+export const copiesKey = (space: SpaceId, route: number, sequence: number): Buffer =>
+  key('copies', Buffer.from(space, 'hex'), u32(route), u48(sequence))
+
+/** `dead`, `expired` or `lost`: without a row, what is finished is done (rule P18). */
 export const outcomeKey = (epoch: number, number: number): Buffer => key('outcome', u32(epoch), u48(number))
 export const outcomeOfKey = (at: Buffer): { epoch: number; number: number } => ({
   epoch: at.readUInt32BE(1),
@@ -184,6 +202,10 @@ export interface DoneRow {
   readonly dead: readonly number[]
   /** Expired before it started: its sender is told so, if it has to ask again. */
   readonly expired?: readonly number[]
+  /** Of `ends`, what its sender told finished: not this store's own doing. Older rows lack it: all of theirs counts as its own. */
+  readonly told?: readonly number[]
+  /** Taken by this relay, and not ended yet. */
+  readonly relayed?: readonly number[]
 }
 export const doneKey = (space: SpaceId, route: number): Buffer => key('done', Buffer.from(space, 'hex'), u32(route))
 export const doneOfKey = (at: Buffer): { space: SpaceId; route: number } => ({

@@ -2,11 +2,12 @@
  * What the other side says in a control frame, checked field by field: a wrong one is a PROTOCOL_VIOLATION and ends the
  * connection. Nothing that is not checked here goes further.
  */
-import type { DestinationKind, SpaceId } from '../message.js'
+import type { DestinationKind, SpaceId, Via } from '../message.js'
 import { type Meta, violation } from './frame.js'
 
-const KINDS: readonly DestinationKind[] = ['queue', 'topic', 'request', 'reply']
+const KINDS: readonly DestinationKind[] = ['queue', 'topic', 'request', 'reply', 'publish']
 const ORDERS = ['key', 'strict', 'none'] as const
+const VIAS: readonly Via[] = ['direct', 'relay', 'relay-if-away']
 const U32 = 0xffffffff
 const U48 = 0xffffffffffff
 /** Names of one token and of many, patterns, and a peer id with what follows it: all are far shorter. */
@@ -110,7 +111,7 @@ export function checkMeta(meta: Meta | undefined): void {
   if (meta === undefined) return
   if (meta === null || typeof meta !== 'object' || Array.isArray(meta) || Buffer.isBuffer(meta) || meta instanceof Date)
     throw violation('the meta of a message is no map')
-  const { i, h, p, t, d, r, a, n } = meta
+  const { i, h, p, t, d, r, a, n, v, o } = meta
   if (i !== undefined) name(i)
   if (h !== undefined) checkHeaders(h)
   if (p !== undefined) whole(p, 9)
@@ -118,7 +119,21 @@ export function checkMeta(meta: Meta | undefined): void {
   if (d !== undefined) count(d)
   if (a !== undefined) history(a)
   if (n !== undefined) name(n)
+  if (v !== undefined && !VIAS.includes(v)) throw violation('the way of a message is unknown')
+  if (o !== undefined) checkOrigin(o)
   if (r !== undefined) for (const each of [list(r)[0], list(r)[1]]) name(each)
+}
+
+function checkOrigin(value: unknown): void {
+  const [peer, space, route, at, attempts, copies, lowest, redelivered] = list(value)
+  name(peer)
+  spaceBytes(space)
+  u32(route)
+  sequence(at)
+  u16(attempts)
+  count(copies)
+  rank(lowest)
+  if (typeof redelivered !== 'boolean') throw violation('a relay does not say whether a message is redelivered')
 }
 
 function checkHeaders(headers: unknown): void {

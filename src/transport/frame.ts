@@ -6,6 +6,7 @@
  */
 import { Packr } from 'msgpackr'
 import { PeerpostError, reasonOf } from '../errors.js'
+import type { PeerId, Via } from '../message.js'
 import { PACKET_HEADROOM, reserveHeadroom } from './packet.js'
 import { MAX_PACKET_BYTES } from './transport.js'
 
@@ -32,12 +33,15 @@ export const FRAME = {
   pong: 18,
   bye: 19,
   // 20 stays reserved for slices of bodies: it was never sent, and is refused.
+  // From 64 on: whoever does not know them passes over them.
+  told: 64,
+  relay: 65,
 } as const
 
 export type FrameType = (typeof FRAME)[keyof typeof FRAME]
 
 /** Flags of a data frame. */
-export const DATA_FLAG = { meta: 1, value: 2, redelivered: 4, keyHead: 8, lower: 16 } as const
+export const DATA_FLAG = { meta: 1, value: 2, redelivered: 4, keyHead: 8, lower: 16, relayed: 32 } as const
 
 /** Bytes of a data frame before its key: type, flags, attempts, lane, sequence, number, created, key and meta length. */
 export const DATA_HEADER_BYTES = 30
@@ -375,7 +379,27 @@ export interface Meta {
   a?: Array<[number, number, string, number, string]>
   /** The topic that was published to, where the route is a subscription. */
   n?: string
+  /** Which way it goes, where its sender says another one than its peer. */
+  v?: Via
+  /** Where a relay has it from, and what it needs to go on. */
+  o?: Origin
 }
+
+/**
+ * Peer, space, route and sequence of a message at its sender; deliveries that counted before the relay had it; to how many
+ * subscriptions the relay hands it on; the rank of the lower class of both stores; and whether the relay had it marked as
+ * redelivered.
+ */
+export type Origin = readonly [
+  peer: PeerId,
+  space: Buffer,
+  route: number,
+  sequence: number,
+  attempts: number,
+  copies: number,
+  rank: number,
+  redelivered: boolean,
+]
 
 /** Body bytes and how to read them: raw bytes stay bytes, everything else is msgpack. */
 export interface Encoded {
@@ -403,12 +427,16 @@ export function writeData(
     keyBytes: number
     meta: Buffer | undefined
     lower: boolean
+    isRelayed?: boolean
   },
   body: Encoded,
 ): number {
   into[at] = FRAME.data
   into[at + 1] =
-    (fields.meta ? DATA_FLAG.meta : 0) | (body.isValue ? DATA_FLAG.value : 0) | (fields.lower ? DATA_FLAG.lower : 0)
+    (fields.meta ? DATA_FLAG.meta : 0) |
+    (body.isValue ? DATA_FLAG.value : 0) |
+    (fields.lower ? DATA_FLAG.lower : 0) |
+    (fields.isRelayed ? DATA_FLAG.relayed : 0)
   into.writeUInt16BE(0, at + 2)
   into.writeUInt32BE(0, at + 4)
   putUint48(into, at + 8, fields.sequence)

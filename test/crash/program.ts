@@ -81,8 +81,11 @@ export class Program {
 
   /** The counters of every route as the peer has them now. */
   count(): void {
-    for (const { kind, name, group, accepted, pending, done, dead, expired } of this.peer.status().routes)
-      this.journal.add({ f: 'count', route: `${kind} ${name} ${group}`, accepted, pending, done, dead, expired })
+    for (const route of this.peer.status().routes) {
+      const { kind, name, group, accepted, pending, done, dead, expired, relayed, lost } = route
+      const counts = { accepted, pending, done, dead, expired, relayed, lost }
+      this.journal.add({ f: 'count', route: `${kind} ${name} ${group}`, ...counts })
+    }
   }
 
   consume(queue: string, concurrency: number): void {

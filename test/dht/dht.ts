@@ -7,11 +7,11 @@ import { createIdentity } from '../../src/identity.js'
 import { proofsOf } from '../../src/proofs.js'
 import { directorySuite } from '../suite/directory.js'
 
+t.setTimeout(280_000)
+
 directorySuite(t, 'dht', {
   // There is no service that could be stopped: each peer is a node of the table.
   supports: { announce: true, restart: false, disk: false },
-  // A node loads keys, listens, dials and is asked who it is before it is in the table.
-  upMs: 5000,
   async create() {
     await loadParts()
     const node = (url: string, identity = createIdentity()) =>

@@ -12,6 +12,8 @@ import { createIdentity, type Identity } from '../../src/identity.js'
 import { proofsOf } from '../../src/proofs.js'
 import { eventually, within } from '../peer/mesh.js'
 
+t.setTimeout(280_000)
+
 const ORDERS = 'takes/queue/orders'
 const allowed = readAllowed([])
 

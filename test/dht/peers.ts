@@ -5,6 +5,8 @@ import { openPeer } from '../../src/index.js'
 import type { Peer } from '../../src/message.js'
 import { eventually, folder, gate, hasConsumers, open, routeOf, within } from '../peer/mesh.js'
 
+t.setTimeout(280_000)
+
 const listen = ['tcp://127.0.0.1:0']
 
 /** A port that is free now, for a node that others name before it is there. */

@@ -1,4 +1,4 @@
-/** etcd as a directory, without one: its URL, who may use it, and what rows mean. `npm run test:etcd` has the rest. */
+/** etcd as a directory, without one: its URL, who may use it, and what rows mean. `test/system/etcd.system.ts` has the rest. */
 import t from 'tap'
 import { EtcdFault, faultOf, loadEtcd } from '../../src/directory/etcdclient.js'
 import { readEtcdUrl } from '../../src/directory/etcdurl.js'

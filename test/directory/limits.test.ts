@@ -5,6 +5,7 @@ import { systemClock } from '../../src/clock.js'
 import { serverDirectory } from '../../src/directory/client.js'
 import type { Announced, Change, Directory, DirectoryState } from '../../src/directory/directory.js'
 import { createIdentity, type Identity } from '../../src/identity.js'
+import { networkOf } from '../../src/links.js'
 import { proofsOf } from '../../src/proofs.js'
 import { FRAME, PacketWriter } from '../../src/transport/frame.js'
 import { packetHeader } from '../../src/transport/packet.js'
@@ -28,7 +29,14 @@ async function sit(t: Test, url: string, state = 'up'): Promise<Seat> {
   const identity = createIdentity()
   const transport = tcpTransport({ clock: systemClock, identity })
   const proofs = proofsOf(identity, {})
-  const directory = serverDirectory({ url, reach: 'local', clock: systemClock, proofs, name: '', transport })
+  const directory = serverDirectory({
+    url,
+    reach: 'local',
+    clock: systemClock,
+    proofs,
+    name: '',
+    network: networkOf([transport]),
+  })
   t.teardown(async () => {
     await directory.close()
     await transport.close()

@@ -3,6 +3,7 @@ import t from 'tap'
 import { systemClock } from '../../src/clock.js'
 import { serverDirectory } from '../../src/directory/client.js'
 import { createIdentity } from '../../src/identity.js'
+import { networkOf } from '../../src/links.js'
 import { proofsOf } from '../../src/proofs.js'
 import { tcpTransport } from '../../src/transport/tcp.js'
 import { folder } from '../peer/mesh.js'
@@ -28,7 +29,7 @@ for (const scheme of ['tcp', 'tls'])
             clock: systemClock,
             proofs: proofsOf(own, {}),
             name: '',
-            transport,
+            network: networkOf([transport]),
           })
         },
         stop: () => running.stop(),

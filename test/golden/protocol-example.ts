@@ -248,6 +248,7 @@ function deliveryExamples(space: Buffer): Example[] {
     ),
     dataExample(),
     ackExample(),
+    control('told', [space, 1, [1, 3]], ['space of the sender', 'route: 1', '1 to 3']),
     control(
       'nack',
       [space, 1, 4, 'retry', 1, 1500, [[1, CREATED, LISTENER.peerId, 20, 'card declined']]],

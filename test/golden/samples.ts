@@ -56,6 +56,7 @@ const FULL_META: Meta = {
 export function frames(): Record<string, Buffer> {
   const full = dataFrame(FULL_META, 'customer-7', { order: 7 })
   const plain = dataFrame(undefined, '', Buffer.from('raw'))
+  const relayed = dataFrame({ i: 'order-7', v: 'relay', o: [PEER, SPACE, 7, 46, 1, 2, 2, true] }, 'customer-7', 1)
   return {
     hello: control(FRAME.hello, 'peerpost', 1, 1, PEER, NONCE, SPACE_ID, 3, SPACE_ID, 4, 'orders', 2),
     proof: control(FRAME.proof, Buffer.alloc(64, 1), Buffer.alloc(32, 2)),
@@ -64,6 +65,8 @@ export function frames(): Record<string, Buffer> {
     ready: control(FRAME.ready, true),
     resume: control(FRAME.resume, [SPACE_ID], [[SPACE, 7, 1, 90, 40, [3, 8]]]),
     resumed: control(FRAME.resumed, [[SPACE, 7, [1, 40], [42, 42], [43], [45, 45]]]),
+    'resumed with what was told': control(FRAME.resumed, [[SPACE, 7, [1, 40], [42, 42], [43], [45, 45], [1, 30]]]),
+    told: control(FRAME.told, SPACE, 7, [1, 30, 33, 33]),
     consume: control(FRAME.consume, 1, 'queue', 'orders', '', '', 'key', false, 2),
     'consume of a durable subscription': control(FRAME.consume, 2, 'topic', 'order.*', 'mail', '', 'strict', true, 2),
     unconsume: control(FRAME.unconsume, 2, true),
@@ -74,6 +77,10 @@ export function frames(): Record<string, Buffer> {
     'ack done': packet((writer) => writer.ack(SPACE, 7, 0, [1, 40, 42, 42])),
     'ack dead': packet((writer) => writer.ack(SPACE, 7, 1, [43, 43])),
     'ack expired': packet((writer) => writer.ack(SPACE, 7 + 0x80000000, 2, [1, 1])),
+    'ack relayed': packet((writer) => writer.ack(SPACE, 7, 4, [46, 47])),
+    relay: control(FRAME.relay, 1, 2),
+    'resumed by a relay': control(FRAME.resumed, [[SPACE, 7, [1, 40], [42, 42], [43], [45, 45], [46, 47]]]),
+    'data from a relay': packet((writer) => writer.data(relayed, 0, relayed.length, 1, 5, 250, 1, 8 | 32)),
     'ack withdrawn': packet((writer) => writer.ack(SPACE, 7, 3, [5, 5])),
     nack: control(FRAME.nack, SPACE, 7, 5, 'retry', 1, 1000, [[1, AT, PEER, 12, 'no']]),
     credit: packet((writer) => writer.credit(1, 1000, 8 * 1024 * 1024)),
@@ -87,7 +94,7 @@ export function frames(): Record<string, Buffer> {
 
 /** Each is one row: its key and its value. */
 export function logRows(): Record<string, Change> {
-  const { put, putBytes, putEmpty } = rows
+  const { put, putBytes, putMark } = rows
   const letter: rows.DeadLetterRow = {
     id: 'order-7',
     kind: 'topic',
@@ -121,7 +128,7 @@ export function logRows(): Record<string, Change> {
     }),
     counters: put(rows.countersKey(7), [100, 90, 5, 1, 4096]),
     record: putBytes(rows.recordKey(7, 2, 5), dataFrame(FULL_META, 'customer-7', { order: 7 })),
-    touched: putEmpty(rows.touchedKey(2, 7, PEER)),
+    touched: putMark(rows.touchedKey(2, 7, PEER), false),
     outcome: put(rows.outcomeKey(2, 9), 'expired'),
     id: put(rows.idKey('queue', 'orders', 'order-7'), { epoch: 2, number: 9, at: AT }),
     idAge: putBytes(rows.idAgeKey(AT, 2, 9), rows.idKey('queue', 'orders', 'order-7')),
@@ -134,6 +141,14 @@ export function logRows(): Record<string, Change> {
       floor: 1,
     }),
     done: put(rows.doneKey(SPACE_ID, 7), { peer: PEER, epoch: 3, ends: [1, 40], dead: [42, 42] }),
+    'done with what was told': put(rows.doneKey(SPACE_ID, 7), {
+      peer: PEER,
+      epoch: 3,
+      ends: [1, 40],
+      dead: [42, 42],
+      expired: [],
+      told: [1, 30],
+    }),
     tombstone: put(rows.tombstoneKey(SPACE_ID), { peer: PEER, epoch: 3 }),
     attempt: put(rows.attemptKey(SPACE_ID, 7, 5), {
       attempts: 1,
@@ -149,9 +164,19 @@ export function logRows(): Record<string, Change> {
   }
 }
 
+/** What a relay adds to the rows of its senders, and to its own. */
+function relayRows(): Record<string, Change> {
+  const { put, putMark } = rows
+  return {
+    'touched by a relay': putMark(rows.touchedKey(2, 7, PEER), true),
+    relayed: put(rows.relayedKey(2, 7, 46), [PEER, 99, 'customer-7']),
+    copies: put(rows.copiesKey(SPACE_ID, 7, 46), [2, 'done']),
+  }
+}
+
 /** All samples as hexadecimal text; a row is its key, a colon, and its value. */
 export function samples(): Golden {
-  const hexRows = Object.entries(logRows()).map(([name, { key, value }]) => [
+  const hexRows = Object.entries({ ...logRows(), ...relayRows() }).map(([name, { key, value }]) => [
     name,
     `${key.toString('hex')}:${value!.toString('hex')}`,
   ])

@@ -116,9 +116,10 @@ const FIELD_FRAMES: ReadonlyArray<[type: number, good: (s: Stranger) => unknown[
   [FRAME.unconsume, () => [9, false]],
   [FRAME.subscribed, () => [1]],
   [FRAME.resume, () => [['ab'], [[SPACE, 1, 1, 9, 3, [2]]]]],
-  [FRAME.resumed, () => [[[SPACE, 1, [1, 2], [4, 4], [5], [6, 6]]]]],
+  [FRAME.resumed, () => [[[SPACE, 1, [1, 2], [4, 4], [5], [6, 6], [1, 1]]]]],
   [FRAME.progress, () => [5, [[1, 5, [3]]]]],
   [FRAME.withdraw, () => [SPACE, 1, 1]],
+  [FRAME.told, () => [SPACE, 1, [1, 2]]],
 ]
 
 t.test('what is wrong ends its own link, and nothing else', async (t) => {

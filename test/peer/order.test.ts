@@ -153,7 +153,8 @@ t.test('a key whose message is delayed waits for nobody and overtakes nobody tha
   const [sender, consumer] = await pair(t)
   const seen: unknown[] = []
   consumer.consume('q', (message) => void seen.push(message.body))
-  await sender.send('q', 'later', { key: 'k', delayMs: 80 })
+  await hasConsumers(sender, 'q')
+  await sender.send('q', 'later', { key: 'k', delayMs: 250 })
   await sender.send('q', 'now', { key: 'k' })
   await within(
     eventually(() => seen.length === 2),

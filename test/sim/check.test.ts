@@ -7,7 +7,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import { test } from 'tap'
-import { check, type Expectations, type Property } from './check.js'
+import { check } from './check.js'
+import type { Expectations, Property } from './expectations.js'
 import { type Effect, type HistoryEvent, type Invoke, Recorder, readHistory } from './history.js'
 
 const EXPECTED: Expectations = { inDoubt: 'wait', drained: true, drainWithinMs: 60_000 }
@@ -74,7 +75,8 @@ function correctHistory(plans: readonly Plan[]): HistoryEvent[] {
     }
   }
   recorder.add('world', { f: 'heal' })
-  for (const [node, count] of counts) recorder.add(node, { f: 'count', route: 'q', pending: 0, ...count })
+  for (const [node, count] of counts)
+    recorder.add(node, { f: 'count', route: 'q', pending: 0, relayed: 0, lost: 0, ...count })
   now += 1000
   recorder.add('world', { f: 'drained' })
   return recorder.events

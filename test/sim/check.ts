@@ -7,7 +7,14 @@
  * earlier commit, after the row was written: the message did reach that place, and the place was lost with it.
  */
 import { DURABILITY_RANK } from '../../src/log/log.js'
-import type { Durability, StateLoss } from '../../src/message.js'
+import {
+  type CheckReport,
+  type Expectations,
+  type ExpectedReport,
+  PROPERTIES,
+  type Problem,
+  type Property,
+} from './expectations.js'
 import {
   type Count,
   type Effect,
@@ -20,89 +27,6 @@ import {
   type Start,
   sortHistory,
 } from './history.js'
-
-export type Verdict = StateLoss['verdict']
-
-/** A loss of state that somebody has to tell of, with any of these verdicts. `about` is the node that lost it. */
-export interface ExpectedReport {
-  readonly about: string
-  readonly verdicts: readonly Verdict[]
-}
-
-export interface Expectations {
-  /** `wait`: one effect over all stores. `failover`: another store may repeat one, marked `redelivered`. */
-  readonly inDoubt: 'wait' | 'failover'
-  /** The run ended with a heal and a drain: nothing may be pending. */
-  readonly drained: boolean
-  /** Milliseconds from the heal in which it must have drained. */
-  readonly drainWithinMs?: number
-  /** Each must be matched by a report. */
-  readonly reports?: readonly ExpectedReport[]
-  /** May be matched by reports; what is neither here nor in `reports` must not be reported. */
-  readonly allowedReports?: readonly ExpectedReport[]
-  /** Deliveries of one message, where a bound is known. */
-  readonly maxStarts?: number
-  /** Class of each store, where no message may go to a lower one than its sender's (rule P12). */
-  readonly classes?: ReadonlyMap<string, Durability>
-  /** `strict`: a successor of one key also waits for dead letters and expiries. `loose`: order among effects only. */
-  readonly gaps?: 'strict' | 'loose'
-}
-
-/** Each property that can be broken, and the guarantee of the design behind it. */
-export const PROPERTIES = {
-  lost: 'G1',
-  'two-places': 'G1',
-  unexpected: 'G6',
-  'duplicate-effect': 'G2',
-  'unmarked-repeat': 'G2',
-  order: 'G4',
-  'failed-delivered': 'G5',
-  'false-outcome': 'G5',
-  'identity-reuse': 'G2',
-  fencing: 'G7',
-  'missing-report': 'G8',
-  'unexpected-report': 'G8',
-  'false-expiry': 'G1',
-  'lower-class': 'G1',
-  'lost-update': 'G2',
-  'too-many-starts': 'G10',
-  conservation: 'G11',
-  bound: 'G12',
-  liveness: 'G13',
-} as const
-
-export type Property = keyof typeof PROPERTIES
-
-export interface Problem {
-  readonly property: Property
-  readonly guarantee: string
-  /** The message or messages concerned. */
-  readonly values: readonly string[]
-  readonly sentence: string
-}
-
-export interface CheckReport {
-  readonly valid: boolean
-  readonly problems: readonly Problem[]
-  readonly counts: {
-    readonly attempted: number
-    readonly acked: number
-    readonly effects: number
-    /** Acknowledged as unknown, and yet arrived: legal. */
-    readonly recovered: number
-    readonly lost: number
-    /** Lost with a store that was wiped or restored: legal, and to be reported. */
-    readonly lostWithStore: number
-    readonly duplicated: number
-    /** Repeats in another store after a failover: legal where they are marked. */
-    readonly repeated: number
-    readonly dead: number
-    readonly expired: number
-    readonly undone: number
-  }
-  /** From the first `invoke` to the first effect of what was acknowledged, in milliseconds. */
-  readonly lagMs: { readonly p50: number; readonly p99: number; readonly max: number }
-}
 
 /** When a store lost rows: everything above commit `to`. Sorted by time, with the least `to` from each on. */
 interface Losses {
@@ -358,19 +282,21 @@ function checkDuplicates(run: Check, fate: Fate): { duplicated: number; repeated
   const stores = new Map<string, number>()
   for (const { store } of effects) stores.set(store, (stores.get(store) ?? 0) + 1)
   // What was done of class memory nobody remembers after a crash.
-  const isForgotten = fate.oks.some((ok) => ok.class === 'memory') && run.crashAt >= effects[0]!.t
+  const first = Math.min(...effects.map(({ t }) => t))
+  const isForgotten = fate.oks.some((ok) => ok.class === 'memory') && run.crashAt >= first
   if (isForgotten) return { duplicated: 0, repeated: effects.length - allowed }
   let duplicated = 0
+  const sender = fate.invokes[0]?.p ?? fate.parents[0]?.store
+  const isTakenBack = sender !== undefined && run.losses.has(sender)
   for (const [store, times] of stores) {
-    if (times <= allowed) continue
+    if (times <= (isTakenBack ? Math.max(allowed, waysTo(run, fate, store)) : allowed)) continue
     duplicated += times - allowed
     run.problem('duplicate-effect', [value], `${value} took effect ${times} times in the store of ${store}.`)
   }
   const across = stores.size - 1
   if (across === 0) return { duplicated, repeated: 0 }
-  const sender = fate.invokes[0]?.p ?? fate.parents[0]?.store
   // A sender that was taken back may not know to whom it had handed what it has again: that range is reported.
-  if (sender !== undefined && run.losses.has(sender)) return { duplicated, repeated: across }
+  if (isTakenBack) return { duplicated, repeated: across }
   if (run.expected.inDoubt === 'wait') {
     run.problem(
       'duplicate-effect',
@@ -388,6 +314,15 @@ function checkDuplicates(run: Check, fate: Fate): { duplicated: number; repeated
       `${value} took effect again at ${store} without being marked as redelivered.`,
     )
   return { duplicated, repeated: across }
+}
+
+/**
+ * By how many ways a message came to a store. A sender that was taken back may hand to another relay, or to its consumer,
+ * what a relay has: each of these has an identity of its own there.
+ */
+function waysTo(run: Check, fate: Fate, store: string): number {
+  const ways = new Set(fate.starts.filter(({ p, via }) => p === store && via).map(({ via }) => via!.peer))
+  return [...ways].some((way) => run.expected.relays?.has(way)) ? ways.size : 1
 }
 
 /** Property 1: exactly one place; and nothing from nowhere. */
@@ -421,7 +356,8 @@ function checkClass(run: Check, fate: Fate): void {
   if (classes === undefined || fate.oks.some((ok) => ok.class === 'memory')) return
   for (const { p, via } of fate.starts) {
     // A parent that took effect at two stores sent a message from each: who handed this one over says which it is.
-    const from = via?.peer ?? fate.invokes[0]?.p ?? fate.parents[0]?.store
+    const isRelayed = via !== undefined && run.expected.relays?.has(via.peer) === true
+    const from = (isRelayed ? undefined : via?.peer) ?? fate.invokes[0]?.p ?? fate.parents[0]?.store
     const own = from === undefined ? undefined : classes.get(from)
     const there = classes.get(p)
     if (own === undefined || there === undefined || DURABILITY_RANK[there] >= DURABILITY_RANK[own]) continue
@@ -618,12 +554,12 @@ function checkCounts(run: Check): void {
   for (const event of run.events) {
     if (event.f !== 'count') continue
     last.set(`${event.p} ${event.route}`, event)
-    const { accepted, pending, done, dead, expired } = event
-    if (accepted !== pending + done + dead + expired)
+    const { accepted, pending, done, dead, expired, relayed, lost } = event
+    if (accepted !== pending + done + dead + expired + relayed + lost)
       run.problem(
         'conservation',
         [],
-        `${event.p}, ${event.route}: accepted ${accepted}, but ${pending} pending + ${done} done + ${dead} dead + ${expired} expired.`,
+        `${event.p}, ${event.route}: accepted ${accepted}, but ${pending} pending + ${done} done + ${dead} dead + ${expired} expired + ${relayed} relayed + ${lost} lost.`,
       )
   }
   if (!run.expected.drained) return

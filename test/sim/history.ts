@@ -69,7 +69,7 @@ export interface Ok extends Base {
   readonly value: string
   readonly class: Durability
   /** Which end has it: the sender's store, or the consumer's (elided or already settled). */
-  readonly at: 'sender' | 'consumer'
+  readonly at: 'sender' | 'consumer' | 'relay'
   readonly identity?: string | undefined
 }
 
@@ -162,6 +162,9 @@ export interface Count extends Base {
   readonly done: number
   readonly dead: number
   readonly expired: number
+  /** With a relay, and lost with one. */
+  readonly relayed: number
+  readonly lost: number
 }
 
 /** The sender asked for the outcome of a message at the end. */

@@ -109,6 +109,17 @@ const killedConsumer = (o: RunOptions): RunOptions =>
     400,
   )
 
+/** Two relays, which have what is sent while the consumer is away. */
+const withRelays = (o: RunOptions): RunOptions => ({
+  ...o,
+  nodes: [
+    ...o.nodes.map((node): NodeOptions => ({ ...node, via: 'relay-if-away' })),
+    ...['y', 'z'].map((name): NodeOptions => {
+      return { name, class: 'disk', sends: false, consumes: [], concurrency: 1, isRelay: true }
+    }),
+  ],
+})
+
 export const HUNTS: readonly Hunt[] = [
   { rule: 'P1', off: ['touchFirst'], tune: killedSender },
   { rule: 'P1', off: ['fenceOldSpaces'], tune: killedSender },
@@ -205,6 +216,13 @@ export const HUNTS: readonly Hunt[] = [
     off: ['carryAttempts'],
 
     tune: (o) => ({ ...calm(o, ['b', 'c']), handler: { ...CALM_HANDLER, poisonRate: 0.3 } }),
+  },
+  {
+    rule: 'P14',
+    off: ['relayKeepsKey'],
+
+    tune: (o) =>
+      withRelays(struck({ ...calm(o, ['b']), keys: 1, handler: slow, network: slowNetwork }, 'stop', 'b', 2, 2000)),
   },
   {
     rule: 'P15',

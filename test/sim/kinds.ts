@@ -11,6 +11,8 @@ export const TOY_LIMITS: ProfileLimits = {
   consumersPerQueue: 1,
   faults: ['kill', 'power', 'stop', 'pause', 'full', 'jump', 'partition', 'cut'],
   extras: false,
+  directories: false,
+  relays: false,
 }
 
 export const KINDS: Readonly<Record<string, { readonly node: NodeKind; readonly limits: ProfileLimits }>> = {

@@ -1,11 +1,14 @@
 /**
  * The real core in the simulated world: the same `Turn` and machines that run in production, on the world's clock,
- * network and disk. Only the keys are make-believe: a signature is the signer's name.
+ * network and disk. Only the keys are make-believe (`proofs.ts`).
  */
 
+import { serverDirectory } from '../../src/directory/client.js'
+import type { Discovery } from '../../src/directory/discovery.js'
+import { discoveryOn } from '../../src/directory/open.js'
+import { ALL_RELAYED } from '../../src/directory/record.js'
 import { PeerpostError } from '../../src/errors.js'
 import type { Held } from '../../src/hold.js'
-import type { Proofs } from '../../src/link.js'
 import type { Log } from '../../src/log/log.js'
 import * as rows from '../../src/log/rows.js'
 import type { Outcome, OutcomeAnswer, PeerEvents, PeerId, SendOptions } from '../../src/message.js'
@@ -17,6 +20,7 @@ import { Inspector } from '../../src/status.js'
 import type { TxBuffer } from '../../src/transaction.js'
 import { data } from '../../src/transport/frame.js'
 import { Turn } from '../../src/turn.js'
+import { nameOf, proofsOf, recordProofsOf } from './proofs.js'
 import type {
   Bound,
   Fact,
@@ -31,22 +35,8 @@ import type {
 } from './seat.js'
 import type { SimDisk } from './store.js'
 
-export const peerOf = (name: string): PeerId => `peer-${name}` as PeerId
-const nameOf = (peer: string): string => peer.replace(/^peer-/, '')
 /** Where the simulated store keeps what the real one keeps in a file of its own. */
 const STORE_ID_KEY = Buffer.from([0xff, 1])
-
-export function proofsOf(name: string): Proofs {
-  const signature = (peer: string): Buffer => Buffer.from(`signed by ${peer}`)
-  return {
-    peerId: peerOf(name),
-    sign: () => signature(peerOf(name)),
-    verify: (peer, _bytes, given) => given.equals(signature(peer)),
-    meshMac: () => Buffer.alloc(0),
-    equal: (a, b) => a.equals(b),
-    mayJoin: () => true,
-  }
-}
 
 function limitsOf(seat: Seat): Limits {
   return {
@@ -63,6 +53,7 @@ class CoreNode implements SimNode {
   #turn: Turn | null = null
   #sender: Sender | null = null
   #inspector: Inspector | null = null
+  #discovery: Discovery | null = null
   #waiting: Array<() => void> = []
 
   constructor(seat: Seat, rules: Rules) {
@@ -90,10 +81,14 @@ class CoreNode implements SimNode {
       durability: seat.node.class,
       log: seat.log as Log,
       clock: seat.clock,
-      network: { dial: (endpoint, accept, fail) => seat.transport.dialSync(endpoint, accept, fail) },
+      network: {
+        // A directory's answer has to name a scheme that is known.
+        dial: (endpoint, accept, fail) => seat.transport.dialSync(endpoint.replace(/^memory:/, 'sim:'), accept, fail),
+      },
       proofs: proofsOf(seat.name),
       limits: limitsOf(seat),
       rules: this.#rules,
+      via: seat.node.via ?? 'direct',
       emit: (event, ...args) => this.#heard(event, args),
     })
     turn.open((error) => {
@@ -105,10 +100,29 @@ class CoreNode implements SimNode {
       this.#sender = new Sender(turn)
       this.#inspector = new Inspector(turn, seat.name, [])
       watchMarks(turn, seat)
+      if (seat.directories.length > 0) this.#discover(turn, seat.directories)
       this.#consume(turn)
       seat.transport.listenSync(seat.endpoint, turn.links.accept)
-      for (const endpoint of seat.dials) turn.links.addTarget(endpoint)
+      this.#discovery?.open()
+      if (this.#discovery && (seat.node.via ?? 'direct') !== 'direct') this.#discovery.gives('relay', ALL_RELAYED)
+      if (this.#discovery === null) for (const endpoint of seat.dials) turn.links.addTarget(endpoint)
       for (const work of this.#waiting.splice(0)) work()
+    })
+  }
+
+  /** Who is where, this node learns from directory servers: nothing else tells it. */
+  #discover(turn: Turn, urls: readonly string[]): void {
+    const { name, clock, transport, endpoint, options } = this.#seat
+    const proofs = recordProofsOf(name)
+    const network = { dial: transport.dialSync }
+    this.#discovery = discoveryOn(turn, {
+      directories: urls.map((url) => serverDirectory({ url, reach: 'local', clock, proofs, name, network })),
+      clock,
+      proofs,
+      name,
+      leaseMs: options.directories!.leaseMs,
+      policy: { schemes: ['memory'], allowed: { has: () => true }, resolve: () => undefined },
+      endpoints: () => [endpoint.replace(/^sim:/, 'memory:')],
     })
   }
 
@@ -117,8 +131,8 @@ class CoreNode implements SimNode {
       const { code, message } = args[0] as PeerEvents['warning'][0]
       this.#seat.mark(`warning ${code}`)
       // No simulated peer lies: a frame that another one refuses is a fault of ours, unless a rule is off.
-      if (code === 'PROTOCOL_VIOLATION' && Object.values(this.#rules).every(Boolean))
-        throw new Error(`${this.#seat.name}: ${message}`)
+      const isViolation = code === 'PROTOCOL_VIOLATION' || message.includes('PROTOCOL_VIOLATION')
+      if (isViolation && Object.values(this.#rules).every(Boolean)) throw new Error(`${this.#seat.name}: ${message}`)
     }
     if (event === 'failed') this.#seat.failed((args[0] as Error).message)
     if (event === 'stateLoss') {
@@ -127,6 +141,7 @@ class CoreNode implements SimNode {
       this.#seat.report(loss.verdict, nameOf(loss.peer))
     }
     if (event === 'link') {
+      this.#discovery?.linkChanged()
       const status = args[0] as PeerEvents['link'][0]
       if (status.state === 'up') this.#seat.accepted(nameOf(status.id), ...this.#incarnationOf(status.id))
     }
@@ -139,6 +154,11 @@ class CoreNode implements SimNode {
 
   #consume(turn: Turn): void {
     const { node, options } = this.#seat
+    if (node.isRelay) {
+      const taker = turn.relays.host(this.#discovery)
+      turn.addTaker(taker)
+      turn.addConsumer(taker.consumer)
+    }
     for (const queue of node.consumes) {
       const policy = {
         concurrency: node.concurrency,
@@ -174,6 +194,7 @@ class CoreNode implements SimNode {
       get: (key) => turn.state.get(tx, key) as string | undefined,
       put: (key, value) => tx.writes.set(key, rows.put(Buffer.alloc(0), value).value!),
       send: ({ value, queue, key, id }) => {
+        this.#discovery?.gives('queue', queue)
         try {
           tx.sends.push(this.#sender!.draftSend('send', queue, value, this.#optionsOf({ key, id })))
         } catch (thrown) {
@@ -232,6 +253,7 @@ class CoreNode implements SimNode {
       return
     }
     const { value, queue } = message
+    this.#discovery?.gives('queue', queue)
     let sent: Sent
     try {
       sent = this.#sender.send(queue, value, this.#optionsOf(message))
@@ -257,6 +279,7 @@ class CoreNode implements SimNode {
     const turn = this.#turn!
     const { value } = message
     const tx = turn.state.begin()
+    for (const { queue } of sends) this.#discovery?.gives('queue', queue)
     try {
       for (const sent of sends)
         tx.sends.push(this.#sender!.draftSend('send', sent.queue, sent.value, this.#optionsOf(sent)))
@@ -289,6 +312,9 @@ class CoreNode implements SimNode {
     if (!turn.isQuiet) lines.push('A commit is under way, or wanted.')
     if (turn.handlers.running > 0) lines.push(`${turn.handlers.running} handlers run.`)
     for (const route of turn.store.outbox.routes.values()) {
+      for (const lane of route.lanes)
+        for (const [relay, { ends }] of lane.relayed)
+          lines.push(`${ends.join(' ')} of ${route.name} in ${lane.space}/${lane.number} are with ${relay}.`)
       if (route.pending === 0) continue
       const entries = route.lanes.flatMap((lane) =>
         [...lane.entries()].map(
@@ -303,7 +329,12 @@ class CoreNode implements SimNode {
         `${route.name} has ${route.pending} pending (${entries.join(', ')}), lanes ${lanes.join('; ')}, ${route.consumers.length} consumers.`,
       )
     }
+    for (const lane of turn.store.inbox.lanes.values())
+      if (lane.relayed.intervals > 0)
+        lines.push(`${lane.relayed.ends.join(' ')} of ${lane.space}/${lane.route} were taken as a relay.`)
     if (lines.length === 0) return ''
+    for (const { url, state, isAnnounced, reason } of this.#discovery?.status().servers ?? [])
+      lines.push(`${url} is ${state}${isAnnounced ? ', announced' : ''}${reason ? ` (${reason})` : ''}.`)
     for (const { id, name, state, endpoint, reason } of turn.links.statuses())
       lines.push(`${name || id || endpoint} is ${state}${reason ? ` (${reason})` : ''}.`)
     return lines.join(' ')
@@ -324,7 +355,7 @@ class CoreNode implements SimNode {
     const turn = this.#turn
     if (turn === null || turn.failure) return false
     if (!turn.isQuiet || turn.handlers.running > 0) return false
-    for (const route of turn.store.outbox.routes.values()) if (route.pending > 0) return false
+    for (const route of turn.store.outbox.routes.values()) if (route.pending > 0 || route.relayed > 0) return false
     return true
   }
 
@@ -338,6 +369,8 @@ class CoreNode implements SimNode {
       done: route.counters.done,
       dead: route.counters.dead,
       expired: route.counters.expired,
+      relayed: route.counters.relayed,
+      lost: route.counters.lost,
     }))
   }
 
@@ -359,7 +392,9 @@ class CoreNode implements SimNode {
       turn.close()
       this.#seat.transport.closeSync(() => this.#seat.log.closeSync(done))
     }
-    look()
+    const leave = this.#discovery
+    if (leave === null) look()
+    else leave.close(look)
   }
 }
 
@@ -374,7 +409,7 @@ function countPending(turn: Turn, number: number): number {
       rows.recordKey(number, lane.epoch, lane.loadedTo),
       rows.recordKey(number, lane.epoch + 1, 0),
       (key) => {
-        if (!lane.finishedOnDisk.has(rows.recordOfKey(key).sequence)) pending++
+        if (!lane.isOverOnDisk(rows.recordOfKey(key).sequence)) pending++
         return true
       },
     )

@@ -4,6 +4,7 @@
  * printed as one line of JSON, and are all that a run depends on beside the code.
  */
 import type { Durability } from '../../src/log/log.js'
+import type { Via } from '../../src/message.js'
 import { LIMITS } from '../../src/options.js'
 import { CALM_NETWORK, type NetworkOptions, type PartitionMode } from './network.js'
 import { Rng } from './random.js'
@@ -17,6 +18,10 @@ export interface NodeOptions {
   /** Queues that it has a handler for. */
   readonly consumes: readonly string[]
   readonly concurrency: number
+  /** Which way its messages go: straight, unless given. */
+  readonly via?: Via
+  /** It hands on what others send, and does nothing else. */
+  readonly isRelay?: boolean
 }
 
 /** Share of the messages that a kind of behaviour falls on. What is left over simply succeeds. */
@@ -89,6 +94,31 @@ export type Fault =
   | { readonly kind: 'jump'; readonly at: number; readonly node: string; readonly byMs: number }
   | { readonly kind: 'partition'; readonly at: number; readonly mode: PartitionMode; readonly forMs: number }
   | { readonly kind: 'cut'; readonly at: number }
+  /** A directory server is gone for a while, and comes back with its disk or with an empty one. */
+  | {
+      readonly kind: 'directory'
+      readonly at: number
+      readonly directory: string
+      readonly forMs: number
+      readonly keeps: boolean
+    }
+  /** A directory server and some nodes do not hear each other for a while. */
+  | {
+      readonly kind: 'apart'
+      readonly at: number
+      readonly directory: string
+      readonly nodes: readonly string[]
+      readonly forMs: number
+    }
+
+/** Faults of nodes and of what is between them. */
+export type NodeFault = Exclude<Fault['kind'], 'directory' | 'apart'>
+
+/** Directory servers, by which the nodes find each other instead of by what they were configured with. */
+export interface DirectoryOptions {
+  readonly names: readonly string[]
+  readonly leaseMs: number
+}
 
 /** One operation that goes wrong: the `number`-th call of a node into a seam, counted over all its processes. */
 export interface Strike {
@@ -123,6 +153,7 @@ export interface RunOptions {
   readonly failoverMs: number
   /** Every pair dials from both ends, rather than one. */
   readonly bothDial: boolean
+  readonly directories?: DirectoryOptions
   readonly faults: readonly Fault[]
   readonly strike?: Strike
   readonly network: NetworkOptions
@@ -136,9 +167,13 @@ export interface RunOptions {
 export interface ProfileLimits {
   readonly classes: readonly Durability[]
   readonly consumersPerQueue: number
-  readonly faults: readonly Fault['kind'][]
+  readonly faults: readonly NodeFault[]
   /** Work beyond plain messages, a small quota, and messages that keep their class. */
   readonly extras: boolean
+  /** Nodes that find each other by directories, in some of the seeds. */
+  readonly directories: boolean
+  /** Relays beside the other nodes, in some of the seeds. */
+  readonly relays: boolean
 }
 
 export const EVERYTHING: ProfileLimits = {
@@ -146,6 +181,8 @@ export const EVERYTHING: ProfileLimits = {
   consumersPerQueue: 3,
   faults: ['kill', 'power', 'stop', 'wipe', 'restore', 'pause', 'full', 'jump', 'partition', 'cut'],
   extras: true,
+  directories: true,
+  relays: true,
 }
 
 const NAMES = ['a', 'b', 'c', 'd', 'e', 'f', 'g']
@@ -158,9 +195,14 @@ export function profile(seed: number, limits: ProfileLimits = EVERYTHING): RunOp
   const rng = new Rng(seed).fork('profile')
   const safetyMs = rng.between(2, 20) * 1000
   const allowsLower = !limits.extras || rng.fork('lower').chance(0.5)
-  const { nodes, queues } = drawNodes(rng.fork('nodes'), limits, allowsLower)
+  const drawn = drawNodes(rng.fork('nodes'), limits, allowsLower)
+  const { queues } = drawn
+  const nodes = limits.relays ? withRelays(rng.fork('relays'), drawn.nodes) : drawn.nodes
   const work = limits.extras ? drawWork(rng.fork('work')) : PLAIN_WORK
+  const directories = limits.directories ? drawDirectories(rng.fork('directories')) : undefined
   const faults = drawFaults(rng.fork('faults'), limits, nodes, safetyMs)
+  if (directories) faults.push(...drawDirectoryFaults(rng.fork('directory faults'), directories, nodes, safetyMs))
+  faults.sort((a, b) => a.at - b.at)
   return {
     seed,
     salt: 0,
@@ -179,6 +221,7 @@ export function profile(seed: number, limits: ProfileLimits = EVERYTHING): RunOp
     inDoubt: rng.pick(['failover', 'wait']),
     failoverMs: rng.pick([1000, 5000, 30_000]),
     bothDial: rng.chance(0.5),
+    ...(directories ? { directories } : {}),
     // A delay is kept as a time of day: a clock that is set back makes it as much longer.
     faults: faults.filter((fault) => fault.kind !== 'jump' || fault.byMs > 0 || work.delayRate === 0),
     network: drawNetwork(rng.fork('network')),
@@ -208,6 +251,17 @@ function drawNodes(rng: Rng, limits: ProfileLimits, allowsLower: boolean): { nod
     }
   })
   return { nodes: allowsLower ? nodes : keepClasses(nodes), queues }
+}
+
+const VIAS: readonly Via[] = ['direct', 'relay', 'relay-if-away']
+
+/** One or two relays in a sixth of the seeds; each sender has a way of its own. */
+function withRelays(rng: Rng, nodes: NodeOptions[]): NodeOptions[] {
+  if (!rng.chance(1 / 6)) return nodes
+  const relays = ['y', 'z'].slice(0, rng.between(1, 2)).map((name): NodeOptions => {
+    return { name, class: 'disk', sends: false, consumes: [], concurrency: 1, isRelay: true }
+  })
+  return [...nodes.map((node) => ({ ...node, via: rng.pick(VIAS) })), ...relays]
 }
 
 /** A message that keeps its class needs a consumer that has it: some consumer of each queue has the highest there is. */
@@ -281,13 +335,51 @@ function drawFaults(rng: Rng, limits: ProfileLimits, nodes: readonly NodeOptions
   for (const kind of limits.faults) {
     const own = rng.fork(kind)
     if (!own.chance(0.35)) continue
-    const count = own.between(1, kind === 'wipe' || kind === 'restore' ? 2 : 4)
-    for (let i = 0; i < count; i++) faults.push(drawFault(own, kind, own.pick(nodes).name, safetyMs))
+    const isLoss = kind === 'wipe' || kind === 'restore'
+    // What a relay has nobody else has: a relay that loses its store loses messages, and that is not promised.
+    const struck = isLoss ? nodes.filter(({ isRelay }) => !isRelay) : nodes
+    const count = own.between(1, isLoss ? 2 : 4)
+    for (let i = 0; i < count; i++) faults.push(drawFault(own, kind, own.pick(struck).name, safetyMs))
   }
   return faults.sort((a, b) => a.at - b.at)
 }
 
-function drawFault(rng: Rng, kind: Fault['kind'], node: string, safetyMs: number): Fault {
+/** In 15 % of the seeds: one server or two. */
+function drawDirectories(rng: Rng): DirectoryOptions | undefined {
+  if (!rng.chance(0.15)) return undefined
+  return { names: rng.chance(0.5) ? ['dir0'] : ['dir0', 'dir1'], leaseMs: rng.pick([2000, 5000, 15_000]) }
+}
+
+/**
+ * Directories that are away from the start, or later; cut off from some nodes that can talk; and nodes that cannot talk
+ * while all of them hear the directories. Each in about half of these seeds, so that they come together as well.
+ */
+function drawDirectoryFaults(
+  rng: Rng,
+  { names }: DirectoryOptions,
+  nodes: readonly NodeOptions[],
+  safetyMs: number,
+): Fault[] {
+  const faults: Fault[] = []
+  const forMs = (): number => Math.round(rng.delay(100, rng.pick([2000, 10_000, 20_000])))
+  const lose = (at: number, directory: string): void => {
+    faults.push({ kind: 'directory', at, directory, forMs: forMs(), keeps: rng.chance(0.5) })
+  }
+  if (rng.chance(0.4)) for (const name of names) lose(0, name)
+  for (let n = rng.chance(0.5) ? rng.between(1, 3) : 0; n > 0; n--) lose(rng.int(safetyMs), rng.pick(names))
+  for (let n = rng.chance(0.5) ? rng.between(1, 3) : 0; n > 0; n--) {
+    const hosts = nodes.map(({ name }) => name)
+    const parted = rng.shuffle(hosts).slice(0, rng.between(1, hosts.length))
+    faults.push({ kind: 'apart', at: rng.int(safetyMs), directory: rng.pick(names), nodes: parted, forMs: forMs() })
+  }
+  if (rng.chance(0.4)) {
+    const mode = rng.pick<PartitionMode>(['isolate', 'halves', 'bridge', 'asymmetric'])
+    faults.push({ kind: 'partition', at: rng.int(safetyMs), mode, forMs: forMs() })
+  }
+  return faults
+}
+
+function drawFault(rng: Rng, kind: NodeFault, node: string, safetyMs: number): Fault {
   const at = rng.int(safetyMs)
   const forMs = Math.round(rng.delay(10, rng.pick([500, 5000, 15_000])))
   switch (kind) {

@@ -3,7 +3,7 @@
  * handlers see, and what a scan of its disk finds.
  */
 import type { Durability, Outcome, OutcomeAnswer } from '../../src/message.js'
-import type { Verdict } from './check.js'
+import type { Verdict } from './expectations.js'
 import type { Via } from './history.js'
 import type { Life, SimClock } from './kernel.js'
 import type { SimTransport } from './network.js'
@@ -25,7 +25,12 @@ export interface SimMessage {
 }
 
 export type SendAnswer =
-  | { readonly kind: 'ok'; readonly class: Durability; readonly at: 'sender' | 'consumer'; readonly identity?: string }
+  | {
+      readonly kind: 'ok'
+      readonly class: Durability
+      readonly at: 'sender' | 'consumer' | 'relay'
+      readonly identity?: string
+    }
   /** `unknown`: it may arrive. Otherwise it never will. */
   | { readonly kind: 'error'; readonly code: string; readonly unknown: boolean }
 
@@ -58,6 +63,8 @@ export interface Seat {
   readonly endpoint: string
   /** Endpoints that this node dials. */
   readonly dials: readonly string[]
+  /** Directory servers; where there are any, this node dials nobody but whom they tell of. */
+  readonly directories: readonly string[]
   readonly node: NodeOptions
   readonly options: RunOptions
   /** Which nodes have a handler for a queue: for protocols that do not find out by themselves. */
@@ -109,6 +116,8 @@ export interface RouteCount {
   readonly done: number
   readonly dead: number
   readonly expired: number
+  readonly relayed: number
+  readonly lost: number
 }
 
 /** What a scan finds on a disk: a row that a handler has put, or a message in one of its places. */

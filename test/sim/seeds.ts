@@ -90,6 +90,9 @@ export const MARKS = [
   'half-open',
   'held',
   'clogged',
+  'directory lost',
+  'directory lost with its disk',
+  'directory apart',
 ] as const
 
 /** Seen in longer hunts only, or by tests of their own. */

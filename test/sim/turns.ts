@@ -12,7 +12,7 @@ import { Sender } from '../../src/send.js'
 import { Turn } from '../../src/turn.js'
 import { Kernel, Life, SimClock } from './kernel.js'
 import { SimNetwork } from './network.js'
-import { proofsOf } from './node.js'
+import { proofsOf } from './proofs.js'
 import { Rng } from './random.js'
 
 const storeIdOf = (name: string): string => Buffer.from(name.padEnd(16, '.')).toString('hex')
@@ -88,6 +88,7 @@ export class Turns {
       proofs: proofsOf(name),
       limits: { ...LIMITS, inDoubt: 'failover', ...options.limits },
       rules: { ...ALL_RULES, ...options.rules },
+      via: 'direct',
       emit: (event, ...args) => this.#heard(process, event, args),
     })
     const process: Process = {

@@ -3,7 +3,7 @@
  * the hash, and each thing that the toy can do wrong is found, named, and made small.
  */
 import { type Test, test } from 'tap'
-import type { Property } from './check.js'
+import type { Property } from './expectations.js'
 import { TOY_LIMITS } from './kinds.js'
 import { type ProfileLimits, profile } from './profile.js'
 import { type RunAttempt, shrink } from './shrink.js'

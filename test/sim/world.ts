@@ -9,7 +9,9 @@
  */
 import { PeerpostError, reasonOf } from '../../src/errors.js'
 import type { Durability } from '../../src/message.js'
-import { type CheckReport, check, type Expectations, type ExpectedReport } from './check.js'
+import { check } from './check.js'
+import { SimDirectories } from './directories.js'
+import type { CheckReport, Expectations, ExpectedReport } from './expectations.js'
 import { type HistoryEvent, type NewEvent, Recorder } from './history.js'
 import { type Death, Kernel, Life, type SeamCall, SimClock, type WallClock } from './kernel.js'
 import { SimNetwork } from './network.js'
@@ -73,6 +75,7 @@ interface Machine {
 const LOOK_MS = 100
 // Long enough for a connection whose other end died unheard to be given up and made anew: only then is a loss seen.
 const SETTLE_MS = 8000
+const FIND_MS = 12_000
 
 /** Where nothing but handlers makes a delivery come again, G10 bounds the deliveries exactly. */
 function isCalm({ faults, disk, network, inDoubt, handler, work, leaseMs }: RunOptions): boolean {
@@ -93,6 +96,7 @@ class World {
   readonly #rng: Rng
   readonly #machines = new Map<string, Machine>()
   readonly #workload: Workload
+  readonly #directories: SimDirectories
   readonly #allowed: ExpectedReport[] = []
   readonly #counts: Record<string, number> = {}
   #healed = false
@@ -122,6 +126,15 @@ class World {
       }
       this.#machines.set(node.name, machine)
     }
+    this.#directories = new SimDirectories(
+      this.kernel,
+      this.network,
+      this.#rng,
+      options.directories?.names ?? [],
+      options.disk,
+      numbers,
+      (what) => this.#count(what),
+    )
     this.#workload = new Workload(options, seeded, this.kernel, this.recorder, (name) => this.#machines.get(name)!)
   }
 
@@ -157,6 +170,7 @@ class World {
   }
 
   #phases(): CheckReport {
+    this.#directories.start()
     for (const machine of this.#machines.values()) this.#start(machine)
     this.#workload.schedule()
     for (const [index, fault] of this.#options.faults.entries()) this.#schedule(fault, this.#rng.fork(`fault ${index}`))
@@ -169,6 +183,7 @@ class World {
       drained: true,
       drainWithinMs: this.#options.drainMs,
       allowedReports: this.#allowed,
+      relays: new Set(this.#options.nodes.filter(({ isRelay }) => isRelay).map(({ name }) => name)),
       ...(this.#options.allowLower ? {} : { classes: this.#classes() }),
       ...(isCalm(this.#options) ? { maxStarts: this.#options.maxAttempts } : {}),
     }
@@ -248,6 +263,7 @@ class World {
       clock: new SimClock(this.kernel, life, this.#rng, machine.wall),
       endpoint: `sim://${name}`,
       dials: dialled.map((node) => `sim://${node.name}`),
+      directories: this.#directories.endpoints,
       node: options,
       options: this.#options,
       consumersOf: (queue) => this.#options.nodes.filter((n) => n.consumes.includes(queue)).map((n) => n.name),
@@ -286,6 +302,8 @@ class World {
     if (this.#healed) return
     this.#count(`fault ${fault.kind}`)
     if (fault.kind === 'cut') this.network.cutOne(rng)
+    else if (fault.kind === 'directory') this.#directories.lose(fault.directory, fault.forMs, fault.keeps)
+    else if (fault.kind === 'apart') this.#directories.part(fault.directory, fault.nodes, fault.forMs)
     else if (fault.kind === 'partition') {
       this.network.partition(
         fault.mode,
@@ -299,7 +317,7 @@ class World {
     }
   }
 
-  #strikeNode(fault: Exclude<Fault, { kind: 'cut' | 'partition' }>, machine: Machine, snapshot: Snapshot | null): void {
+  #strikeNode(fault: Extract<Fault, { node: string }>, machine: Machine, snapshot: Snapshot | null): void {
     const { life, disk, wall } = machine
     if (fault.kind === 'jump') {
       wall.offsetMs += fault.byMs
@@ -379,6 +397,7 @@ class World {
     const off = { cutRate: 0, halfOpenRate: 0, holdRate: 0, clogRate: 0, corruptRate: 0, refuseRate: 0, clogMs: 0 }
     this.network.options = { delayMs, connectMs, highWaterBytes, dialTimeoutMs, ...off }
     this.#workload.heal()
+    this.#directories.heal({ ...CALM_DISK, commitMs: this.#options.disk.commitMs })
     for (const machine of this.#machines.values()) {
       machine.disk.options = { ...CALM_DISK, commitMs: this.#options.disk.commitMs }
       machine.disk.full = false
@@ -392,6 +411,8 @@ class World {
   /** Runs until nobody has anything left to do, and for some time after. */
   #drain(): boolean {
     let quietSince = Number.POSITIVE_INFINITY
+    // Who lost its store has to be found anew before anyone notices.
+    const settleMs = this.#options.directories ? SETTLE_MS + FIND_MS : SETTLE_MS
     const deadline = this.kernel.now + this.#options.drainMs
     while (this.kernel.now < deadline) {
       this.kernel.run(this.kernel.now + LOOK_MS)
@@ -400,7 +421,7 @@ class World {
         this.#workload.quiet() && up.every(({ node, life }) => life?.alive === true && node?.quiet() === true)
       if (!quiet) quietSince = Number.POSITIVE_INFINITY
       else quietSince = Math.min(quietSince, this.kernel.now)
-      if (this.kernel.now - quietSince < SETTLE_MS) continue
+      if (this.kernel.now - quietSince < settleMs) continue
       for (const { node, options } of up) this.#ask(options.name, node!)
       return true
     }

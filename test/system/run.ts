@@ -1,6 +1,7 @@
 /**
  * `npm run test:system`: tests that need real processes and tools of the system. Each `*.system.js` beside this file is
- * a tap file; it runs in a process of its own, one after the other. The last line is `N passed, N failed`.
+ * a tap file; it runs in a process of its own, one after the other. The last line is `N passed, N failed`. Words behind
+ * `--` choose the files whose names begin with one of them: `npm run test:system -- etcd dht`.
  */
 import { spawn, spawnSync } from 'node:child_process'
 import { readdirSync } from 'node:fs'
@@ -9,10 +10,27 @@ import { type Counts, countsOf, sum } from './counts.js'
 
 const FOLDER = fileURLToPath(new URL('.', import.meta.url))
 const FILE_MS = 300_000
+interface Tool {
+  readonly name: string
+  readonly args: readonly string[]
+  /** The package of Debian that has it. */
+  readonly debian: string
+  /** The only file that calls it, where there is one: without the tool it says nothing more. */
+  readonly only?: string
+  readonly note?: string
+}
+
 /** What the files below call; a machine without one of them fails rather than skips. */
-const TOOLS: ReadonlyArray<readonly [string, ...string[]]> = [
-  ['strace', '-V'],
-  ['openssl', 'version'],
+const TOOLS: readonly Tool[] = [
+  { name: 'strace', args: ['-V'], debian: 'strace' },
+  { name: 'openssl', args: ['version'], debian: 'openssl' },
+  {
+    name: 'etcd',
+    args: ['--version'],
+    debian: 'etcd-server',
+    only: 'etcd.system.js',
+    note: ' Its service is not needed: the tests start an etcd of their own, and systemctl disable --now etcd ends it.',
+  },
 ]
 
 /** Runs one file and passes its output on. A file that dies, hangs or says nothing is a failure. */
@@ -33,15 +51,25 @@ function runFile(name: string): Promise<Counts> {
   })
 }
 
-let total: Counts = { passed: 0, failed: 0 }
-for (const [tool, ...args] of TOOLS) {
-  if (spawnSync(tool, args).status === 0) continue
-  console.log(`${tool} is missing: install it, the system tests call it.`)
-  total = sum(total, { passed: 0, failed: 1 })
-}
-for (const name of readdirSync(FOLDER)
+const chosen = process.argv.slice(2)
+const files = readdirSync(FOLDER)
   .filter((each) => each.endsWith('.system.js'))
-  .sort()) {
+  .filter((each) => chosen.length === 0 || chosen.some((word) => each.startsWith(word)))
+  .sort()
+let total: Counts = { passed: 0, failed: 0 }
+if (files.length === 0) {
+  console.log(`No file begins with ${chosen.join(' or ')}.`)
+  total = { passed: 0, failed: 1 }
+}
+const without = new Set<string>()
+for (const { name, args, debian, only, note = '' } of TOOLS) {
+  if ((only !== undefined && !files.includes(only)) || spawnSync(name, args).status === 0) continue
+  console.log(`${name} is missing, and the system tests call it. On Debian: apt-get install ${debian}.${note}`)
+  total = sum(total, { passed: 0, failed: 1 })
+  if (only !== undefined) without.add(only)
+}
+for (const name of files) {
+  if (without.has(name)) continue
   console.log(`# ${name}`)
   total = sum(total, await runFile(name))
 }

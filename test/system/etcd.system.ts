@@ -14,9 +14,9 @@ import { recordOf } from '../directory/liar.js'
 import { eventually, folder, gate, open, pause, routeOf, within } from '../peer/mesh.js'
 import { TcpProxy } from '../peer/proxy.js'
 import { directorySuite } from '../suite/directory.js'
-import { EtcdServer } from './server.js'
+import { EtcdServer } from './etcd-server.js'
 
-t.setTimeout(60_000)
+t.setTimeout(280_000)
 
 const ORDERS = 'takes/queue/orders'
 const listen = ['tcp://127.0.0.1:0']
@@ -138,7 +138,8 @@ t.test('etcd is down at the start: known names resolve from the disk, new ones w
 
 t.test('a lease that is taken away is put again with a new one', async (t) => {
   const server = await start(t)
-  const peer = await open(t, { listen, directory: [server.url] })
+  // With a lease of ten minutes no renewal falls into the test, however slow the machine is.
+  const peer = await open(t, { listen, directory: [server.url], directoryLeaseMs: 600_000 })
   peer.consume('orders', async () => {})
   const { isSaid, changes } = await watcher(t, server.url)
   await eventually(() => isSaid(peer.id), 'the record')
@@ -146,12 +147,13 @@ t.test('a lease that is taken away is put again with a new one', async (t) => {
   const leaseOf = () => server.client(async (client) => (await client.kv.range({ key })).kvs[0]?.lease)
   const before = await leaseOf()
   const told = changes.length
+  const renewals = peer.status().directory!.announcements
   const began = performance.now()
   await server.endLeases()
   await eventually(() => changes.slice(told).some(({ gone }) => gone.includes(peer.id)), 'that it is gone')
-  await eventually(() => isSaid(peer.id), 'its return', 3000)
+  await eventually(() => isSaid(peer.id), 'its return')
   t.comment(`lease lost → there again: ${Math.round(performance.now() - began)} ms`)
-  t.ok(performance.now() - began < 2500, 'long before its renewal would be due')
+  t.equal(peer.status().directory!.announcements, renewals, 'before its renewal was due')
   t.not(await leaseOf(), before)
 })
 
@@ -169,6 +171,8 @@ t.test('a revision that etcd has forgotten costs nobody: everything is read agai
   await putRecord(server, ann, '11')
   const { isSaid, changes, state } = await watcher(t, `etcd://${hostOf(proxy)}`)
   await eventually(() => isSaid(ann.peerId), 'the first')
+  // Until all of it has happened, no attempt to come back gets through.
+  proxy.swallow(true)
   proxy.cut()
   await eventually(() => state() === 'down')
   await putRecord(server, bob, '12')
@@ -178,6 +182,8 @@ t.test('a revision that etcd has forgotten costs nobody: everything is read agai
     await kv.compact({ revision: header.revision, physical: true })
   })
   t.equal(state(), 'down', 'all of that happened before it came back')
+  proxy.swallow(false)
+  proxy.cut()
   await eventually(() => isSaid(bob.peerId) && !isSaid(ann.peerId), 'what became of them')
   t.ok(changes.at(-1)!.gone.includes(ann.peerId), 'and who is gone is told at once')
 })
@@ -239,7 +245,7 @@ t.test('what others write into etcd is refused as it is anywhere, and harms nobo
     const key = Buffer.from(`peerpost/1/peers/${hereKey(sender.id)}`)
     const own = (await kv.range({ key })).kvs[0]!.value
     await put(hereKey(sender.id), Buffer.from('not a record'))
-    await eventually(async () => (await kv.range({ key })).kvs[0]!.value.equals(own), 'its own record', 3000)
+    await eventually(async () => (await kv.range({ key })).kvs[0]!.value.equals(own), 'its own record')
   })
   t.equal(serverOf(sender).state, 'up')
 })
@@ -254,17 +260,19 @@ t.test(
     await eventually(() => state() === 'up' && flapping.state() === 'up')
     await server.kill()
     await eventually(() => state() === 'down' && flapping.state() === 'down')
-    const [before, told] = [proxy.connections, states.length]
-    await pause(3500)
-    t.ok(proxy.connections - before >= 2 && proxy.connections - before <= 4, `${proxy.connections - before} attempts`)
-    t.ok(states.length - told <= 4)
+    const [before, told, began] = [proxy.connections, states.length, performance.now()]
+    await pause(3000)
+    await eventually(() => proxy.connections - before >= 2, 'two more attempts')
+    const [attempts, mayBe] = [proxy.connections - before, 1 + Math.floor((performance.now() - began) / 1000)]
+    t.ok(attempts <= mayBe, `${attempts} attempts, and ${mayBe} may be`)
+    t.ok(states.length - told <= mayBe)
     await server.start(true)
     await eventually(() => state() === 'up' && flapping.state() === 'up', 'their return')
     // A process that is there and does nothing: the next renewal finds out.
     const peer = await open(t, { listen, directory: [server.url], directoryLeaseMs: 3000 })
     await eventually(() => serverOf(peer).isAnnounced)
     process.kill(server.pid, 'SIGSTOP')
-    await eventually(() => serverOf(peer).state === 'down', 'that it is silent', 9000)
+    await eventually(() => serverOf(peer).state === 'down', 'that it is silent')
     t.match(serverOf(peer).reason, /does not answer/)
     process.kill(server.pid, 'SIGCONT')
     await eventually(() => serverOf(peer).isAnnounced && serverOf(peer).state === 'up', 'its return')

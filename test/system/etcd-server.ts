@@ -7,16 +7,25 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Etcd3 } from 'etcd3'
 
-const START_MS = 15_000
+const START_MS = 60_000
+/**
+ * Ports below those that the system hands out by itself: while this etcd is down, no connection of anybody begins at its
+ * port, not even one that is dialed to it.
+ */
+const [FIRST_PORT, LAST_PORT] = [20_000, 32_000]
 
 /** A port of this machine on which nobody listens. */
-const freePort = (): Promise<number> =>
-  new Promise((resolve) => {
-    const server = createServer().listen(0, '127.0.0.1', () => {
-      const { port } = server.address() as { port: number }
-      server.close(() => resolve(port))
+async function freePort(): Promise<number> {
+  for (;;) {
+    const port = FIRST_PORT + Math.floor(Math.random() * (LAST_PORT - FIRST_PORT))
+    const server = createServer()
+    const isFree = await new Promise<boolean>((resolve) => {
+      server.once('error', () => resolve(false))
+      server.listen(port, '127.0.0.1', () => server.close(() => resolve(true)))
     })
-  })
+    if (isFree) return port
+  }
+}
 
 export class EtcdServer {
   readonly #folder = mkdtempSync(join(tmpdir(), 'peerpost-etcd-'))
