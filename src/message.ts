@@ -254,7 +254,7 @@ export interface RouteStatus {
 
 /** A name that a peer takes from, or gives to. */
 export interface Part {
-  /** `relay`: whatever nobody else takes. */
+  /** `relay`: it takes messages of every name, for those who sleep. */
   readonly kind: DestinationKind | 'relay'
   /** Queue or request name; a pattern that is taken, or the first token of topics that are given. */
   readonly name: string

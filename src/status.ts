@@ -64,7 +64,8 @@ export class Inspector {
       takes.add(isRelay ? 'relay' : kind, isRelay ? ALL_RELAYED : name, group, durable)
     for (const { kind, name, group } of link?.inLanes.values() ?? []) gives.add(kind, name, group, false)
     for (const { kind, name, group, durable } of told?.fields.takes ?? []) takes.add(kind, name, group, durable)
-    for (const { kind, name } of told?.fields.gives ?? []) gives.add(kind, name, '', false)
+    // Whoever would hand messages to relays says that: it is no name.
+    for (const { kind, name } of told?.fields.gives ?? []) if (kind !== 'relay') gives.add(kind, name, '', false)
     const name = base.name === '' ? (told?.fields.name ?? '') : base.name
     return { ...base, name, takes: takes.list, gives: gives.list, foundBy: told?.by ?? [] }
   }
@@ -120,9 +121,9 @@ export class Inspector {
       for (const lane of route.lanes) for (const peer of [...lane.unresolved, ...lane.running.values()]) peers.add(peer)
       return `word from ${[...peers].map((peer) => this.#free(peer, now)).join('; ')}, who may have some of it from before the restart`
     }
-    if (route.kind === 'publish') return this.turn.store.outbox.hasRelay ? undefined : 'a relay'
     if (places.doubt.size > 0)
       return [...places.doubt].map((peer) => `word from ${this.#free(peer, now)}, whose link is down`).join('; ')
+    if (route.kind === 'publish') return this.turn.store.outbox.hasRelay ? undefined : 'a relay'
     if (route.consumers.length === 0)
       return route.kind === 'reply'
         ? 'a consumer'
