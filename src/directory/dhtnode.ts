@@ -121,8 +121,13 @@ interface Inside {
   }
   readonly network: {
     sendRequest(to: unknown, request: object, options: object): AsyncIterable<never>
-    safeDispatchEvent(type: string, init: object): boolean
+    safeDispatchEvent(type: string, init: Hearsay): boolean
   }
+}
+
+/** Whom an answer named. */
+interface Hearsay {
+  readonly detail: { readonly id: { toString(): string } }
 }
 
 type Ask = (asked: { peer: { id: unknown }; signal: AbortSignal; path: object }) => AsyncIterable<never>
@@ -274,7 +279,7 @@ class Libp2pNode implements DhtNode {
     libp2p.addEventListener('connection:close', () => this.#connections--)
     this.#inside = this.#kad as unknown as Inside
     this.table = this.#inside.routingTable
-    boundHearsay(this.#inside.network, options.clock)
+    boundHearsay(this.#inside.network, options.identity.peerId, options.clock)
   }
 
   get size(): number {
@@ -378,13 +383,15 @@ class Libp2pNode implements DhtNode {
 
 /**
  * The library dials whomever an answer names, to see whether it belongs into the table. It takes no more from one answer
- * than an honest one has there: a long lie would keep it busy for minutes. An answer is told in one turn.
+ * than an honest one has there: a long lie would keep it busy for minutes. An answer is told in one turn. Answers name
+ * whoever asked as well, and the library would try to dial itself.
  */
-function boundHearsay(network: Inside['network'], clock: Clock): void {
+function boundHearsay(network: Inside['network'], self: PeerId, clock: Clock): void {
   const dispatch = network.safeDispatchEvent.bind(network)
   let left = NEAREST
   network.safeDispatchEvent = (type, init) => {
     if (type !== 'peer') return dispatch(type, init)
+    if (init.detail.id.toString() === self) return false
     if (left === NEAREST)
       clock.defer(() => {
         left = NEAREST
