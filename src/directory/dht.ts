@@ -42,7 +42,10 @@ export interface DhtDirectoryOptions {
 
 const TICK_MS = 200
 const RETRY_MS = 1000
-/** A seed that is not connected while others are is dialed again so seldom: it heals a table that fell in two. */
+/**
+ * A seed that is not connected while others are is dialed again after 2, 4, 8 s and so on up to this: it heals a table
+ * that fell in two, and who comes anew finds the others by a seed that has just come back.
+ */
 const REJOIN_MS = 20_000
 const JOIN_MS = 5000
 /** An announcement is answered when its names are noted, or after so long. */
@@ -62,6 +65,9 @@ interface Seed {
   readonly address: string
   isSelf: boolean
   isDialing: boolean
+  isJoined: boolean
+  /** Attempts in a row that failed. */
+  failures: number
   nextAt: Millis
   reason: string | null
 }
@@ -111,6 +117,8 @@ export class DhtDirectory implements Directory {
       address,
       isSelf: address.endsWith(`/p2p/${proofs.peerId}`),
       isDialing: false,
+      isJoined: false,
+      failures: 0,
       nextAt: 0,
       reason: null,
     }))
@@ -211,7 +219,12 @@ export class DhtDirectory implements Directory {
     const node = this.#node
     if (node === null) return
     for (const seed of this.#seeds) {
-      if (seed.isSelf || seed.isDialing || now < seed.nextAt || node.isJoined(seed.address)) continue
+      const wasJoined = seed.isJoined
+      seed.isJoined = node.isJoined(seed.address)
+      // It may be starting again: whoever comes anew finds the others by it.
+      if (wasJoined && !seed.isJoined)
+        seed.nextAt = Math.min(seed.nextAt, now + RETRY_MS * this.#options.clock.random())
+      if (seed.isSelf || seed.isDialing || now < seed.nextAt || seed.isJoined) continue
       this.#dial(node, seed)
     }
   }
@@ -225,7 +238,9 @@ export class DhtDirectory implements Directory {
       cancel()
       seed.isDialing = false
       seed.reason = reason
-      const waitMs = node.size > 0 ? REJOIN_MS : RETRY_MS
+      seed.failures = reason === null ? 0 : seed.failures + 1
+      const rejoinMs = reason === null ? REJOIN_MS : Math.min(RETRY_MS * 2 ** seed.failures, REJOIN_MS)
+      const waitMs = node.size > 0 ? rejoinMs : RETRY_MS
       seed.nextAt = clock.now() + waitMs * (1 + clock.random() / 2)
       if (!this.#isClosed) this.#judge()
     }

@@ -6,7 +6,7 @@
 import { createHash } from 'node:crypto'
 import { setMaxListeners } from 'node:events'
 import { isIP } from 'node:net'
-import type { Clock } from '../clock.js'
+import type { Cancel, Clock } from '../clock.js'
 import { PeerpostError, reasonOf } from '../errors.js'
 import { type Identity, isPeerId } from '../identity.js'
 import type { Proofs } from '../membership.js'
@@ -36,6 +36,8 @@ const CLOSE_MS = 200
 /** Newcomers that are dialed at once to see whether they belong into the table, and dials of any kind. */
 const VERIFIED_AT_ONCE = 4
 const MAX_UNVERIFIED = 256
+/** So long after a node was lost, those who are connected are looked through for others to take its place. */
+const REFILL_MS = 1000
 const DIALS_AT_ONCE = 32
 const FIRST_SELF_QUERY_MS = 50
 /**
@@ -107,6 +109,8 @@ interface Parts extends Library {
 interface Table {
   readonly size: number
   addEventListener(type: 'peer:add' | 'peer:remove', listener: () => void): void
+  remove(peer: unknown): Promise<void>
+  queueRoutingTableUpdate(peer: unknown): void
 }
 
 /** What the library has below `findProviders`, and does not declare. */
@@ -121,8 +125,13 @@ interface Inside {
   }
   readonly network: {
     sendRequest(to: unknown, request: object, options: object): AsyncIterable<never>
-    safeDispatchEvent(type: string, init: object): boolean
+    safeDispatchEvent(type: string, init: Hearsay): boolean
   }
+}
+
+/** Whom an answer named. */
+interface Hearsay {
+  readonly detail: { readonly id: { toString(): string } }
 }
 
 type Ask = (asked: { peer: { id: unknown }; signal: AbortSignal; path: object }) => AsyncIterable<never>
@@ -169,6 +178,7 @@ export async function startNode(options: DhtNodeOptions, events: DhtNodeEvents):
   const changed = (): void => options.clock.defer(() => events.changed(node.size))
   for (const type of ['peer:add', 'peer:remove'] as const) table.addEventListener(type, changed)
   for (const type of ['peer:connect', 'peer:disconnect'] as const) libp2p.addEventListener(type, changed)
+  libp2p.addEventListener('peer:disconnect', ({ detail }) => node.lost(detail))
   await libp2p.handle(
     TALK_PROTOCOL,
     (stream, connection) => {
@@ -263,6 +273,7 @@ class Libp2pNode implements DhtNode {
   readonly #store: DhtStore
   /** Counted, since it is asked for all the time and the library would list all of them. */
   #connections = 0
+  #refill: Cancel | null = null
 
   constructor(options: DhtNodeOptions, parts: Parts, libp2p: Libp2p, store: DhtStore) {
     this.#options = options
@@ -274,7 +285,7 @@ class Libp2pNode implements DhtNode {
     libp2p.addEventListener('connection:close', () => this.#connections--)
     this.#inside = this.#kad as unknown as Inside
     this.table = this.#inside.routingTable
-    boundHearsay(this.#inside.network, options.clock)
+    boundHearsay(this.#inside.network, options.identity.peerId, options.clock)
   }
 
   get size(): number {
@@ -367,24 +378,47 @@ class Libp2pNode implements DhtNode {
     }
   }
 
+  /**
+   * A node is connected no more. The library would keep it in the table until somebody new wants its place: where those
+   * who came first go, every table would be full of the dead, and the others in none.
+   */
+  lost(peer: unknown): void {
+    void this.table.remove(peer).catch(() => {})
+    if (this.#refill !== null) return
+    this.#refill = this.#options.clock.timer(REFILL_MS, () => {
+      this.#refill = null
+      void this.#fill()
+    })
+  }
+
+  async #fill(): Promise<void> {
+    for (const peer of this.#libp2p.getPeers()) {
+      const known = await this.#libp2p.peerStore.get(peer).catch(() => null)
+      if (known?.protocols.includes(KAD_PROTOCOL)) this.table.queueRoutingTableUpdate(peer)
+    }
+  }
+
   async open(peer: PeerId, signal: AbortSignal): Promise<TalkStream> {
     return this.#libp2p.dialProtocol(this.#parts.peerIdFromString(peer), TALK_PROTOCOL, { signal })
   }
 
   async stop(): Promise<void> {
+    this.#refill?.()
     await this.#libp2p.stop()
   }
 }
 
 /**
  * The library dials whomever an answer names, to see whether it belongs into the table. It takes no more from one answer
- * than an honest one has there: a long lie would keep it busy for minutes. An answer is told in one turn.
+ * than an honest one has there: a long lie would keep it busy for minutes. An answer is told in one turn. Answers name
+ * whoever asked as well, and the library would try to dial itself.
  */
-function boundHearsay(network: Inside['network'], clock: Clock): void {
+function boundHearsay(network: Inside['network'], self: PeerId, clock: Clock): void {
   const dispatch = network.safeDispatchEvent.bind(network)
   let left = NEAREST
   network.safeDispatchEvent = (type, init) => {
     if (type !== 'peer') return dispatch(type, init)
+    if (init.detail.id.toString() === self) return false
     if (left === NEAREST)
       clock.defer(() => {
         left = NEAREST

@@ -91,3 +91,20 @@ t.test('a lone node that nobody has joined answers its own questions at once', a
   t.match(answer, { isWhole: true, present: [] })
   t.ok(systemClock.now() - began < 4000, 'it does not wait for the time of a search')
 })
+
+t.test('when those who came first die, the others keep each other', async (t) => {
+  const first = await node(t)
+  const seed = first.addresses[0]!
+  const others = [await node(t, seed), await node(t, seed), await node(t, seed)]
+  // Whoever looks for something comes to know the others.
+  for (const other of others) other.watch(ORDERS, '', () => {})
+  await eventually(() => others.every(({ size }) => size === 3), 'everybody in every table')
+  await first.close()
+  await eventually(() => others.every(({ size }) => size === 2), 'that the dead one is in no table')
+  await new Promise((done) => setTimeout(done, 1500))
+  t.same(
+    others.map(({ size }) => size),
+    [2, 2, 2],
+    'and does not come back',
+  )
+})
