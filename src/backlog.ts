@@ -64,6 +64,7 @@ export abstract class Backlog {
   unwrittenBytes = 0
   /** Messages acknowledged before their write began. */
   elided = 0
+  #elidedBefore = 0
   written = 0
   protected lanes = new Map<string, Lane>()
   #byName = new Map<string, Route>()
@@ -414,6 +415,7 @@ export abstract class Backlog {
     for (const change of this.lazy) batch.push(change)
     this.#changes = []
     this.lazy = []
+    this.#elidedBefore = this.elided
     this.#unwrittenWriting = [...this.unwrittenEnds.keys()]
     this.tellingWritten = this.telling
     this.telling = []
@@ -495,8 +497,9 @@ export abstract class Backlog {
     this.wanted.hurry()
   }
 
+  /** What rests on a consumer's word alone, elided, rests on how far its store is: that has to be remembered (G8). */
   get hasLazy(): boolean {
-    return this.lazy.length > 0
+    return this.lazy.length > 0 || this.elided > this.#elidedBefore
   }
 
   /** The batch that `collect` filled is durable. */

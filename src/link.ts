@@ -240,9 +240,8 @@ export class LinkConnection implements Carrier {
   upSince: number | undefined
   /** When the last PING was sent that was answered. */
   answeredAt = Number.NEGATIVE_INFINITY
-  /** When another process said to be this peer, this one was pinged; and it answered. */
-  challenge = 0
-  hasAnswered = false
+  /** Other incarnations that said to be this peer, and when this one was pinged for it. */
+  readonly challenged = new Map<SpaceId, number>()
   toldCommit = 0
   /** An answer was given that rests on a commit of which the other side may not know. */
   owesCommit = false

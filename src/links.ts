@@ -84,6 +84,8 @@ const SILENCE: Readonly<Record<LinkState, string>> = {
   up: 'silent for too long',
   down: 'it did not end',
 }
+/** Newcomers that a link is asked for at once. */
+const CHALLENGES = 16
 /** Packets that may wait until this side is ready for them. */
 const EARLY_PACKETS = 256
 
@@ -291,7 +293,6 @@ export class Links {
     if (typeof pingedAt !== 'number') throw violation('a PONG has no time')
     link.roundTripMs = this.clock.now() - pingedAt
     link.answeredAt = Math.max(link.answeredAt, pingedAt)
-    if (link.challenge !== 0 && pingedAt === link.challenge) link.hasAnswered = true
   }
 
   #handshakeFrame(link: LinkConnection, packet: Buffer, type: number, start: number, end: number): void {
@@ -349,7 +350,7 @@ export class Links {
       live && live !== link ? live.hello!.space : null,
     )
     if (verdict.kind === 'refuse') {
-      if (verdict.verdict === 'DUPLICATE_IDENTITY' && live && !this.#answers(live)) {
+      if (verdict.verdict === 'DUPLICATE_IDENTITY' && live && !this.#answers(live, hello.space)) {
         this.bye(link, 'BUSY', 'an earlier connection of this identity may be alive; try again')
         return
       }
@@ -369,11 +370,17 @@ export class Links {
     })
   }
 
-  /** Is the process behind a link that is up alive, or only not known to be dead? Asks it; later calls know. */
-  #answers(live: LinkConnection): boolean {
-    if (live.challenge !== 0) return live.hasAnswered
-    live.challenge = this.clock.now()
-    live.writer.control(FRAME.ping, [live.challenge])
+  /**
+   * Is the process behind a link that is up alive, or only not known to be dead? Asks it for each newcomer; later calls
+   * know. What it answered before this one came says nothing: it may have died since, and this be its successor.
+   */
+  #answers(live: LinkConnection, newcomer: SpaceId): boolean {
+    const asked = live.challenged.get(newcomer)
+    if (asked !== undefined) return live.answeredAt >= asked
+    const now = this.clock.now()
+    if (live.challenged.size >= CHALLENGES) live.challenged.clear()
+    live.challenged.set(newcomer, now)
+    live.writer.control(FRAME.ping, [now])
     this.flush(live)
     return false
   }

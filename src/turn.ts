@@ -577,6 +577,8 @@ export class Turn {
   /** Tells callers what was reached. */
   #confirm(): void {
     const { outbox } = this.store
+    // What rests on a consumer's word waits for room to remember how far its store is (G8).
+    if (this.#isFull) return
     if (outbox.confirmed.length > 0) {
       const confirmed = outbox.confirmed
       outbox.confirmed = []

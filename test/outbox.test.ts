@@ -253,6 +253,23 @@ t.test(
   },
 )
 
+t.test('what is elided asks for a commit: how far its consumer had got has to be remembered', async (t) => {
+  const bench = new Bench()
+  const a = bench.consumer('a')
+  bench.send('first')
+  t.same(bench.turn(a.carrier), [['first']])
+  bench.ack('a', 1)
+  bench.commit()
+  t.equal(bench.outbox.hasLazy, false)
+  bench.send('second')
+  bench.outbox.pump(bench.now, bench.now)
+  bench.ack('a', 2)
+  t.equal(bench.outbox.elided, 1)
+  t.equal(bench.outbox.hasLazy, true)
+  bench.commit()
+  t.equal(bench.outbox.hasLazy, false)
+})
+
 t.test('what a consumer was only told to be over contradicts no dead letter of another one', async (t) => {
   for (const word of ['told', 'done'] as const) {
     const bench = new Bench()
