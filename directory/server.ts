@@ -3,10 +3,11 @@
  * watch. A shell around the registry: it owns the connections, the time, and the rows that outlive the process.
  */
 import type { Cancel, Clock } from '../src/clock.js'
-import { type RecordProofs, takesName, verifyRecord } from '../src/directory/record.js'
+import { takesName, verifyRecord } from '../src/directory/record.js'
 import { REGISTRY_LIMITS, Registry, type RegistryLimits } from '../src/directory/registry.js'
 import { DIRECTORY_FRAME, Session } from '../src/directory/session.js'
 import type { Log, Change as RowChange } from '../src/log/log.js'
+import type { Proofs } from '../src/membership.js'
 import type { PeerId } from '../src/message.js'
 import { violation } from '../src/transport/frame.js'
 import type { Accept, Listener, Transport } from '../src/transport/transport.js'
@@ -40,7 +41,7 @@ export const SERVER_LIMITS: DirectoryServerLimits = {
 export interface DirectoryServerOptions {
   readonly name: string
   readonly clock: Clock
-  readonly proofs: RecordProofs
+  readonly proofs: Proofs
   /** Where durable subscriptions are kept. */
   readonly log: Log
   readonly transport: Transport

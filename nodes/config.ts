@@ -72,13 +72,16 @@ const list = z.union(
 export type HttpAddress =
   | { readonly kind: 'tcp'; readonly host: string; readonly port: number }
   | { readonly kind: 'unix'; readonly path: string }
+  /** Nowhere, or where the program listens anyway. */
+  | { readonly kind: 'none' }
 
 function parseHttp(text: string): HttpAddress {
+  if (text === 'none') return { kind: 'none' }
   if (text.startsWith('unix:') && text.length > 'unix:'.length)
     return { kind: 'unix', path: resolve(text.slice('unix:'.length).replace(/^\/\/(?=\/)/, '')) }
   const match = /^(?:http:\/\/)?(?:\[([0-9a-fA-F:]+)\]|([^:/\s[\]]+)):(\d{1,5})$/.exec(text)
   if (!match || Number(match[3]) > 65535)
-    throw new Error('is not an address. Write HOST:PORT such as 127.0.0.1:7480, or unix:PATH')
+    throw new Error('is not an address. Write HOST:PORT such as 127.0.0.1:7480, unix:PATH, or none')
   return { kind: 'tcp', host: match[1] ?? match[2]!, port: Number(match[3]) }
 }
 

@@ -79,6 +79,10 @@ function store({ storeBytes, quotaBytes }: Seen): Finding {
 
 /** What helps against a link or a directory that is not up, by what its last attempt said. The first that fits holds. */
 const REMEDIES: ReadonlyArray<readonly [RegExp, string]> = [
+  [
+    /no node of the table answers/,
+    'start a node that dht: names, or name one that is up; all of them need the same --mesh-key and each other on --allow',
+  ],
   [/mesh's key|wrong key/, 'start both with the same --mesh-key file'],
   [/allow-list/, 'add each to the --allow of the other'],
   [/was expected/, 'another process answers there: check the address and what follows #'],
@@ -106,7 +110,8 @@ function directories({ directory, peers }: Seen): Finding[] {
   }
   const isSomeUp = directory.servers.some(({ state }) => state === 'up')
   return directory.servers.map(({ url, state, isAnnounced, reason }) => {
-    if (state === 'up' && isAnnounced) return { check, verdict: 'ok', says: `${url} is up and knows this peer` }
+    if (state === 'up' && isAnnounced)
+      return { check, verdict: 'ok', says: `${url} is up and knows this peer${reason ? `: ${reason}` : ''}` }
     if (state === 'up' && reason === undefined)
       return { check, verdict: 'ok', says: `${url} is up; it takes no announcements, or not yet` }
     const start = /ECONNREFUSED/.test(reason ?? '')

@@ -79,14 +79,14 @@ const peerNode = (command: Command, own: { data: string; listen: string; http: s
     .option('--quota <size>', 'what the store may take, such as 10GiB')
     .option('--failover <duration>', 'after so long without its consumer a message may go to another one (default 30s)')
     .option('--in-doubt <what>', 'failover or wait: what becomes of a message whose consumer is gone')
-    .option('--http <host:port>', `where the HTTP API listens, or unix:PATH (default ${own.http})`)
+    .option('--http <host:port>', `where the HTTP API listens, unix:PATH or none (default ${own.http})`)
     .option('--token-file <file>', 'the tokens of the HTTP API (default DATA/token, made by the first start)')
     .option('--no-token', 'let every program of this machine use the HTTP API')
     .option('--config <file>', 'a YAML or JSON file with any of these')
     .option('--log-level <level>', 'silent, fatal, error, warn, info, debug or trace (default info)')
     .option(
       '--directory <url>',
-      'who finds the other peers: tcp://HOST:PORT or tls://… of a directory, etcd://HOST:PORT, dns://NAME, file:PATH (repeatable)',
+      'who finds the other peers: tcp://HOST:PORT or tls://… of a directory, etcd://HOST:PORT, dht:MULTIADDR, dns://NAME, file:PATH (repeatable)',
       collect,
     )
     .option('--advertise <endpoint>', 'what to announce instead of --listen, behind a proxy (repeatable)', collect)
@@ -168,6 +168,7 @@ function addDirectory(program: Command): void {
     .option('--mesh-key <file>', 'the shared key of the mesh, made by "peerpost keys mesh"')
     .option('--allow <peer-id>', 'a peer that may announce and ask (repeatable)', collect)
     .option('--insecure', 'permit plain channels off loopback')
+    .option('--http <host:port>', 'where /healthz, /readyz and /metrics are served, or unix:PATH (default none)')
     .option('--config <file>', 'a YAML or JSON file with any of these')
     .option('--log-level <level>', 'silent, fatal, error, warn, info, debug or trace (default info)')
     .option('--json', 'print one line of JSON when ready')

@@ -23,6 +23,9 @@ const MEMORY_LINE = 0x80000000
 /** Bytes that a record takes in the log beside its frame: key, checksum, its share of the page. */
 const RECORD_OVERHEAD = 40
 
+/** Of the quota, what may wait for one batch. */
+const BATCH_SHARE = 0.25
+
 /** A larger row takes whole pages. */
 const INLINE_BYTES = 1900
 const PAGE_BYTES = 4096
@@ -235,9 +238,13 @@ export abstract class Backlog {
 
   /** Would a message of so many bytes pass the quota? Decided before anything leaves (rule P6). */
   hasRoom(bytes: number, storeBytes: number): boolean {
-    const room = this.limits.quotaBytes * (1 - this.limits.reserveShare)
+    const { quotaBytes, reserveShare } = this.limits
+    const room = quotaBytes * (1 - reserveShare)
+    const more = this.unwrittenBytes + rowBytes(bytes)
+    // A batch cannot be parted: what is free in the file lies scattered, and has to take all of it.
+    if (this.unwrittenBytes > 0 && more > quotaBytes * BATCH_SHARE) return false
     // A page that is split is half empty: what is not written yet may take twice its size.
-    return this.pendingBytes + bytes <= room && storeBytes + 2 * (this.unwrittenBytes + rowBytes(bytes)) <= room
+    return this.pendingBytes + bytes <= room && storeBytes + 2 * more <= room
   }
 
   /** Puts a message into each of its routes. The caller has checked it and found room. */

@@ -428,7 +428,7 @@ export class Inbox {
     if (through <= 0) return
     const before = lane.done.intervals
     lane.done.addThrough(through, exceptions)
-    lane.told.addThrough(through, exceptions)
+    if (this.rules.toldApart) lane.told.addThrough(through, exceptions)
     for (const [sequence, row] of lane.attempts) {
       if (sequence > through || exceptions.includes(sequence) || lane.active.has(sequence)) continue
       lane.attempts.delete(sequence)

@@ -7,23 +7,12 @@ import { PeerpostError } from './errors.js'
 import type { ConnectionLane } from './hold.js'
 import type { Durability } from './log/log.js'
 import type { LineageEntry, PeerRow } from './log/rows.js'
+import type { Proofs } from './membership.js'
 import type { PeerId, SpaceId, StateLoss } from './message.js'
 import type { Carrier, Lane, RemoteConsumer } from './route.js'
 import type { Rules } from './rules.js'
 import { FRAME, PacketWriter, PROTOCOL_VERSION, readControl, violation } from './transport/frame.js'
 import type { Connection } from './transport/transport.js'
-
-/** Proofs, as the shell makes them. */
-export interface Proofs {
-  readonly peerId: PeerId
-  sign(bytes: Buffer): Buffer
-  verify(peer: PeerId, bytes: Buffer, signature: Buffer): boolean
-  /** HMAC-SHA-256 with the mesh key; empty where there is none. */
-  meshMac(bytes: Buffer): Buffer
-  equal(a: Buffer, b: Buffer): boolean
-  /** Is this peer id on the allow-list, or is there none? */
-  mayJoin(peer: PeerId): boolean
-}
 
 /** What a peer says of itself in HELLO. */
 export interface Hello {
@@ -241,6 +230,8 @@ export class LinkConnection implements Carrier {
   hello: Hello | null = null
   /** The other side's answer to WELCOME, and whether we have given ours. */
   otherKnows: boolean | null = null
+  /** We lack what the other side remembers of us: it is about to say so. */
+  isMissed = false
   lastHeard = 0
   lastSent = 0
   pingSentAt = 0

@@ -11,12 +11,12 @@ import {
   knowsPair,
   LinkConnection,
   type LinkState,
-  type Proofs,
   type Remembered,
   silentAt,
   wantsPing,
 } from './link.js'
 import type { LineageEntry, PeerRow } from './log/rows.js'
+import type { Proofs } from './membership.js'
 import type { PeerId, PeerStatus, SpaceId, StateLoss } from './message.js'
 import type { Limits } from './options.js'
 import type { Rules } from './rules.js'
@@ -255,7 +255,7 @@ export class Links {
       link.connection.destroy('silent for too long')
       return
     }
-    link.lastHeard = now
+    if (link.state !== 'down') link.lastHeard = now
     if (link.state === 'welcome') {
       // The other side may be up before our own row of it is durable; it has not yet any credit.
       link.early.push(packet)
@@ -268,9 +268,11 @@ export class Links {
         if (link.state === 'welcome') link.early.push(Buffer.from(packet.subarray(start - 4, end)))
         else if (link.state === 'up') this.#upFrame(link, packet, type, start, end)
         else if (link.state !== 'down') this.#handshakeFrame(link, packet, type, start, end)
+        else if (type === FRAME.bye) this.#bye(link, packet, start, end)
       })
     } catch (thrown) {
-      this.#refuse(link, thrown)
+      if (link.state === 'down') link.connection.destroy('it said BYE wrongly')
+      else this.#refuse(link, thrown)
       return
     }
     if (link.state === 'up') this.events.packetEnd(link)
@@ -331,7 +333,8 @@ export class Links {
     )
       throw violation('WELCOME has wrong fields')
     const pair: Remembered = { storeId, epoch, space: space as SpaceId, commit: last }
-    link.writer.control(FRAME.ready, [knowsPair(lineage, commit, pair, hello.storeId)])
+    link.isMissed = !knowsPair(lineage, commit, pair, hello.storeId)
+    link.writer.control(FRAME.ready, [!link.isMissed])
   }
 
   #ready(link: LinkConnection, knows: boolean): void {
@@ -421,18 +424,19 @@ export class Links {
 
   // --- ends
 
-  /** Says BYE with a code and a sentence, then ends the connection. */
-  bye(link: LinkConnection, code: string, sentence: string, extra: readonly unknown[] = []): void {
+  /** Says BYE with a code and a sentence, then ends the connection; `waits` leaves that to the other side. */
+  bye(link: LinkConnection, code: string, sentence: string, extra: readonly unknown[] = [], waits = false): void {
     link.writer.control(FRAME.bye, [code, sentence, ...extra])
     this.flush(link)
     link.isDraining = true
     if (link.state === 'connecting' || link.state === 'welcome') link.state = 'down'
-    link.connection.close()
+    if (!waits) link.connection.close()
   }
 
   #dismiss(link: LinkConnection, verdict: 'FENCED' | 'DUPLICATE_IDENTITY' | 'ROLLBACK', row: PeerRow | null): void {
     const pair = row ? [row.storeId, row.epoch, row.space, row.commit] : []
-    this.bye(link, verdict, 'this store has been superseded', pair)
+    // Of two stores that were both taken back each says so at once: neither would ever hear the other's word.
+    this.bye(link, verdict, 'this store has been superseded', pair, link.isMissed)
   }
 
   #bye(link: LinkConnection, packet: Buffer, start: number, end: number): void {

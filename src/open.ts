@@ -12,7 +12,8 @@ import { checkInteger, checkName, checkOptions, checkVia, LIMITS, type Limits, t
 import { type Listeners, LocalPeer } from './peer.js'
 import { proofsOf } from './proofs.js'
 import { ALL_RULES } from './rules.js'
-import { hasPortZero, isLoopbackEndpoint, schemeOf } from './transport/endpoint.js'
+import { hasPortZero, isLoopbackEndpoint } from './transport/endpoint.js'
+import { LateTransport } from './transport/late.js'
 import { tcpTransport } from './transport/tcp.js'
 import type { Listener, Transport } from './transport/transport.js'
 import { Turn } from './turn.js'
@@ -51,7 +52,7 @@ export async function openPeer(options: PeerOptions = {}): Promise<Peer> {
     const store = await openStoreOf(options, checked, clock)
     undo.push(() => store.log.close())
     const identity = options.dataDir === undefined ? createIdentity() : await loadIdentity(options.dataDir)
-    const transports = await transportsFor(options, identity, clock)
+    const transports = transportsFor(options, identity, clock)
     undo.push(async () => {
       for (const transport of transports) await transport.close()
     })
@@ -103,22 +104,19 @@ export async function openPeer(options: PeerOptions = {}): Promise<Peer> {
   }
 }
 
-/** The transports that the endpoints ask for. Those of ZeroMQ and libp2p are loaded only then. */
-async function transportsFor(options: PeerOptions, identity: Identity, clock: Clock): Promise<Transport[]> {
+/** Every transport. Those of ZeroMQ and libp2p are loaded when an endpoint asks for them, of this peer or of a record. */
+function transportsFor(options: PeerOptions, identity: Identity, clock: Clock): Transport[] {
   const insecure = options.insecure === true
-  const transports = [...(options.transports ?? []), tcpTransport({ clock, identity, insecure })]
-  const schemes = [...(options.listen ?? []), ...(options.peers ?? [])].map(schemeOf)
   const allowed = options.allow?.filter(isPeerId)
   const common = { clock, identity, ...(allowed ? { allow: allowed } : {}) }
-  if (schemes.some((scheme) => scheme.startsWith('zmq+'))) {
-    const { zeromqTransport } = await import('./transport/zeromq.js')
-    transports.push(zeromqTransport({ ...common, insecure }))
-  }
-  if (schemes.includes('libp2p')) {
-    const { libp2pTransport } = await import('./transport/libp2p.js')
-    transports.push(libp2pTransport(common))
-  }
-  return transports
+  const own = options.transports ?? []
+  const zeromq = new LateTransport(['zmq+tcp', 'zmq+ipc'], async () =>
+    (await import('./transport/zeromq.js')).zeromqTransport({ ...common, insecure }),
+  )
+  const libp2p = new LateTransport(['libp2p'], async () =>
+    (await import('./transport/libp2p.js')).libp2pTransport(common),
+  )
+  return [...own, tcpTransport({ clock, identity, insecure }), zeromq, libp2p]
 }
 
 interface Checked {

@@ -1,7 +1,7 @@
 /** What an identity and a membership can prove and check: the same for links, directories and the records they keep. */
 import { createHmac, timingSafeEqual } from 'node:crypto'
 import { type Identity, verify } from './identity.js'
-import type { Proofs } from './link.js'
+import type { Proofs } from './membership.js'
 
 export interface Membership {
   /** Shared secret of the mesh. */

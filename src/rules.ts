@@ -25,6 +25,8 @@ export interface Rules {
   readonly expireOnlyUnhanded: boolean
   /** P8: the sender tells what is finished, with exceptions, and the dedup set shrinks. */
   readonly tellFinished: boolean
+  /** P8: what a consumer was told is finished it keeps apart from what it did. */
+  readonly toldApart: boolean
   /** P9: each side checks at HELLO what the other remembers of it against its own lineage. */
   readonly checkLineage: boolean
   /** P10: epoch, space and the accepted incarnation of a peer are durable before the first answer. */
@@ -83,6 +85,7 @@ export const ALL_RULES: Rules = {
   quotaBeforeFrames: true,
   expireOnlyUnhanded: true,
   tellFinished: true,
+  toldApart: true,
   checkLineage: true,
   incarnationFirst: true,
   tombstones: true,

@@ -2,6 +2,7 @@
 
 import { findLetters } from './deadletter.js'
 import type { Discovery } from './directory/discovery.js'
+import { ALL_RELAYED } from './directory/record.js'
 import * as rows from './log/rows.js'
 import type {
   AwaySubscriber,
@@ -59,7 +60,8 @@ export class Inspector {
     const told = this.discovery?.toldOf(base.id)
     const takes = new Parts()
     const gives = new Parts()
-    for (const { kind, name, group, durable } of link?.consumers.values() ?? []) takes.add(kind, name, group, durable)
+    for (const { kind, name, group, durable, isRelay } of link?.consumers.values() ?? [])
+      takes.add(isRelay ? 'relay' : kind, isRelay ? ALL_RELAYED : name, group, durable)
     for (const { kind, name, group } of link?.inLanes.values() ?? []) gives.add(kind, name, group, false)
     for (const { kind, name, group, durable } of told?.fields.takes ?? []) takes.add(kind, name, group, durable)
     // Whoever would hand messages to relays says that: it is no name.

@@ -8,11 +8,11 @@ import {
   knowsPair,
   LinkConnection,
   type LinkState,
-  type Proofs,
   silentAt,
   wantsPing,
 } from '../src/link.js'
 import type { LineageEntry, PeerRow } from '../src/log/rows.js'
+import type { Proofs } from '../src/membership.js'
 import type { PeerId, SpaceId } from '../src/message.js'
 import { ALL_RULES } from '../src/rules.js'
 import { PacketWriter, readPacket } from '../src/transport/frame.js'

@@ -52,11 +52,21 @@ export function adminRoutes(place: AdminPlace): Route[] {
     act('POST', '/v1/dead-letters/redrive', (call) => redrive(place, call)),
     act('POST', '/v1/peers/:id/declare-lost', (call) => declareLost(place, call)),
     act('POST', '/v1/peers/:id/forget', (call) => forget(place, call)),
-    ...probes(place),
+    ...probeRoutes({ ...place, state: () => place.peer.status().state }),
+    { method: 'GET', url: '/', access: 'open', run: () => page(place.version) },
   ]
 }
 
-function probes(place: AdminPlace): Route[] {
+/** What probes ask of any node. */
+export interface ProbePlace {
+  /** `open` while it serves, `failed` when only a restart helps. */
+  state(): string
+  readonly draining: AbortSignal
+  metrics(): Promise<{ type: string; data: string }>
+}
+
+/** The routes for whoever watches a node: they need no token. */
+export function probeRoutes(place: ProbePlace): Route[] {
   const open = (url: string, run: Route['run']): Route[] =>
     (['GET', 'HEAD'] as const).map((method) => ({ method, url, access: 'open', run }))
   return [
@@ -69,18 +79,18 @@ function probes(place: AdminPlace): Route[] {
       access: 'open',
       run: async () => ({ status: 200, bytes: await place.metrics() }),
     },
-    { method: 'GET', url: '/', access: 'open', run: () => page(place.version) },
   ]
 }
 
 /** Alive as long as a restart would not help: peers that are away are no reason for one. */
-function live(place: AdminPlace): Answer {
-  const { state } = place.peer.status()
-  return state === 'failed' ? { status: 503, json: { status: 'failed' } } : { status: 200, json: { status: 'ok' } }
+function live(place: ProbePlace): Answer {
+  return place.state() === 'failed'
+    ? { status: 503, json: { status: 'failed' } }
+    : { status: 200, json: { status: 'ok' } }
 }
 
-function ready(place: AdminPlace): Answer {
-  const state = place.draining.aborted ? 'draining' : place.peer.status().state
+function ready(place: ProbePlace): Answer {
+  const state = place.draining.aborted ? 'draining' : place.state()
   return state === 'open' ? { status: 200, json: { status: 'ready' } } : { status: 503, json: { status: state } }
 }
 

@@ -3,6 +3,7 @@
  * bounded: names and peers beyond a cap are summed under `other`.
  */
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client'
+import type { ServerStatus } from '../../directory/server.js'
 import type { Peer, RouteStatus, Status } from '../../src/message.js'
 
 /** Series of one metric by name or by peer: a mesh with more is summed. */
@@ -22,13 +23,53 @@ export interface Metrics {
 export function metricsOf(peer: Peer, version: string, deliveriesOut: () => number): Metrics {
   const registry = new Registry()
   const registers = [registry]
+  const publish = [routeMetrics(registers), peerMetrics(registers), storeMetrics(registers, deliveriesOut)]
+  return nodeMetrics(registry, version, peer.id, () => {
+    const status = peer.status()
+    for (const set of publish) set(status)
+  })
+}
+
+/** Metrics of one directory server, in a registry of their own. */
+export function directoryMetricsOf(server: { status(): ServerStatus }, version: string): Metrics {
+  const registry = new Registry()
+  const registers = [registry]
+  const gauges = DIRECTORY_GAUGES.map(([name, help, read]) => ({ metric: new Gauge({ name, help, registers }), read }))
+  const counters = DIRECTORY_COUNTERS.map(([name, help, read]) => ({
+    metric: new Counter({ name, help, registers }),
+    read,
+  }))
+  return nodeMetrics(registry, version, server.status().id, () => {
+    const status = server.status()
+    for (const { metric, read } of gauges) metric.set(read(status))
+    for (const { metric, read } of counters) {
+      metric.reset()
+      metric.inc(read(status))
+    }
+  })
+}
+
+const DIRECTORY_GAUGES: ReadonlyArray<readonly [string, string, (status: ServerStatus) => number]> = [
+  ['peerpost_directory_here', 'Peers that are here: their leases run.', ({ here }) => here],
+  ['peerpost_directory_away', 'Durable subscribers that are known and away.', ({ away }) => away],
+  ['peerpost_directory_connections', 'Connections of peers.', ({ connections }) => connections],
+  ['peerpost_directory_watches', 'Names that are watched, over all connections.', ({ watches }) => watches],
+]
+const DIRECTORY_COUNTERS: typeof DIRECTORY_GAUGES = [
+  ['peerpost_directory_announcements_total', 'Announcements that came.', ({ announcements }) => announcements],
+  ['peerpost_directory_refused_total', 'Peers and announcements that were refused.', ({ refused }) => refused],
+]
+
+/** What every node counts; `read` is called before each answer. */
+function nodeMetrics(registry: Registry, version: string, peer: string, read: () => void): Metrics {
+  const registers = [registry]
   collectDefaultMetrics({ register: registry })
   new Gauge({
     name: 'peerpost_build_info',
     help: 'The version that runs.',
     labelNames: ['version', 'peer'],
     registers,
-  }).set({ version, peer: peer.id }, 1)
+  }).set({ version, peer }, 1)
   const requests = new Counter({
     name: 'peerpost_http_requests_total',
     help: 'Answered HTTP requests.',
@@ -43,15 +84,13 @@ export function metricsOf(peer: Peer, version: string, deliveriesOut: () => numb
     buckets: BUCKETS,
     registers,
   })
-  const publish = [routeMetrics(registers), peerMetrics(registers), storeMetrics(registers, deliveriesOut)]
   return {
     request(method, route, status, took) {
       requests.inc({ method, route, status: String(status) })
       if (took !== null) seconds.observe({ method, route }, took)
     },
     async text() {
-      const status = peer.status()
-      for (const set of publish) set(status)
+      read()
       return { type: registry.contentType, data: await registry.metrics() }
     },
   }

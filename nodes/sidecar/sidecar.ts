@@ -174,7 +174,8 @@ async function openServers(config: Config, log: Log, peer: Peer): Promise<Sideca
     const own = join(config.data, 'api.sock')
     await listenSocket(socketApp, own, '--data')
     if (config.http.kind === 'tcp') http = await listenTcp(app, config.http.host, config.http.port)
-    else if (config.http.path !== own) await listenSocket(app, config.http.path, '--http')
+    else if (config.http.kind === 'unix' && config.http.path !== own)
+      await listenSocket(app, config.http.path, '--http')
   } catch (error) {
     await closeServers()
     throw error

@@ -71,6 +71,8 @@ function carried(address: string): string {
 export interface AddressPolicy {
   /** Schemes that this peer can dial. */
   readonly schemes: readonly string[]
+  /** Is a scheme's transport loaded already? Of a peer's endpoints those are dialed first. All are unless given. */
+  readonly isAtHand?: (scheme: string) => boolean
   /** Networks that may be dialed whatever a directory's reach is: `10.0.0.0/8`, one address, or the word `any`. */
   readonly allowed: Allowed
   resolve(host: string, done: (error: Error | null, addresses: readonly LookupAddress[]) => void): void

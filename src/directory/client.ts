@@ -5,12 +5,21 @@
 import type { Cancel, Clock } from '../clock.js'
 import { PeerpostError } from '../errors.js'
 import type { Network } from '../links.js'
+import type { Proofs } from '../membership.js'
 import type { PeerId } from '../message.js'
 import { LIMITS } from '../options.js'
 import { violation } from '../transport/frame.js'
 import type { ConnectionEvents } from '../transport/transport.js'
-import type { Announced, Change, Directory, DirectoryState, Reach, Sighting } from './directory.js'
-import { RECORD_BYTES, type RecordProofs } from './record.js'
+import {
+  type Announced,
+  type Change,
+  type Directory,
+  type DirectoryState,
+  type Reach,
+  type Sighting,
+  tellsLater,
+} from './directory.js'
+import { RECORD_BYTES } from './record.js'
 import { DIRECTORY_FRAME, Session } from './session.js'
 
 export interface ServerDirectoryOptions {
@@ -18,7 +27,7 @@ export interface ServerDirectoryOptions {
   readonly url: string
   readonly reach: Reach
   readonly clock: Clock
-  readonly proofs: RecordProofs
+  readonly proofs: Proofs
   /** The name of this peer, for people. */
   readonly name: string
   readonly network: Network
@@ -55,10 +64,12 @@ class ServerDirectory implements Directory {
   #session: Session | null = null
   #stopDial: Cancel = () => {}
   #cancel: Cancel = () => {}
+  readonly #later: (run: () => void) => void
   #isClosed = false
 
   constructor(options: ServerDirectoryOptions) {
     this.#options = options
+    this.#later = tellsLater(options.clock, () => this.#isClosed)
     this.url = options.url
     this.reach = options.reach
   }
@@ -68,12 +79,6 @@ class ServerDirectory implements Directory {
     this.#later(() => {
       changed({ state: 'connecting', reason: undefined })
       this.#dial()
-    })
-  }
-
-  #later(run: () => void): void {
-    this.#options.clock.defer(() => {
-      if (!this.#isClosed) run()
     })
   }
 

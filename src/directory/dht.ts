@@ -9,14 +9,23 @@
 import type { Cancel, Clock, Millis } from '../clock.js'
 import { PeerpostError, reasonOf } from '../errors.js'
 import type { Identity } from '../identity.js'
+import type { Proofs } from '../membership.js'
 import type { PeerId } from '../message.js'
 import { Acquaintances } from './acquaintances.js'
 import type { Allowed } from './addresses.js'
 import { type DhtNode, startNode } from './dhtnode.js'
 import { type DhtPlace, readDhtUrl } from './dhturl.js'
-import type { Announced, Change, Directory, DirectoryState, Reach, Sighting } from './directory.js'
+import {
+  type Announced,
+  type Change,
+  type Directory,
+  type DirectoryState,
+  type Reach,
+  type Sighting,
+  tellsLater,
+} from './directory.js'
 import { Meetings } from './meetings.js'
-import { isDurable, namesOf, type RecordFields, type RecordProofs, readRecord, verifyRecord } from './record.js'
+import { isDurable, namesOf, type RecordFields, readRecord, verifyRecord } from './record.js'
 import { counterpartOf, Searches } from './searches.js'
 import type { Told } from './talk.js'
 
@@ -25,7 +34,7 @@ export interface DhtDirectoryOptions {
   readonly url: string
   readonly clock: Clock
   readonly identity: Identity
-  readonly proofs: RecordProofs
+  readonly proofs: Proofs
   readonly allowed: Allowed
   /** Another way to get a node; for tests. */
   readonly start?: typeof startNode
@@ -88,11 +97,13 @@ export class DhtDirectory implements Directory {
   #cancel: Cancel = () => {}
   #sweptAt: Millis = 0
   #revision = 0
+  readonly #later: (run: () => void) => void
   #isClosed = false
 
   constructor(options: DhtDirectoryOptions) {
     const { clock, proofs, url } = options
     this.#options = options
+    this.#later = tellsLater(options.clock, () => this.#isClosed)
     this.#place = readDhtUrl(url)
     this.url = url
     this.reach = this.#place.reach
@@ -125,6 +136,11 @@ export class DhtDirectory implements Directory {
     return this.#node?.size ?? 0
   }
 
+  /** Connections that are up now, with nodes of the table and with others. */
+  get connections(): number {
+    return this.#node?.connections ?? 0
+  }
+
   /** Searches begun so far: nothing of a message may add to them. */
   get lookups(): number {
     return this.#searches.lookups
@@ -137,12 +153,6 @@ export class DhtDirectory implements Directory {
     this.#later(() => {
       changed(this.#state)
       this.#start()
-    })
-  }
-
-  #later(run: () => void): void {
-    this.#options.clock.defer(() => {
-      if (!this.#isClosed) run()
     })
   }
 

@@ -9,17 +9,18 @@ import { isIP } from 'node:net'
 import type { Clock } from '../clock.js'
 import { PeerpostError, reasonOf } from '../errors.js'
 import { type Identity, isPeerId } from '../identity.js'
+import type { Proofs } from '../membership.js'
 import type { PeerId } from '../message.js'
 import { parseEndpoint, pinOf } from '../transport/endpoint.js'
 import { type Library, loadLibrary } from '../transport/libp2p.js'
 import { type Allowed, mayPointAt } from './addresses.js'
 import { DhtStore } from './dhtstore.js'
 import type { DhtPlace } from './dhturl.js'
-import type { RecordProofs } from './record.js'
 import { TALK_PROTOCOL, type TalkStream } from './talk.js'
 
 const KAD_PROTOCOL = '/peerpost/kad/1.0.0'
 const NAME_DOMAIN = 'peerpost-name-1\0'
+const MESH_DOMAIN = 'peerpost-dht-1\0'
 /** Connections of one node; libp2p would drop some beyond 300, and take 5 new ones of one address in a second. */
 const MAX_CONNECTIONS = 2000
 const MAX_PER_SECOND = 1000
@@ -27,23 +28,30 @@ const DIAL_MS = 5000
 const MAX_STREAMS = 64
 /** Addresses of one node that are tried, and that are believed of a provider. */
 const ADDRESSES = 8
-const PING_MS = 30_000
+/** So many peers that are new to a search are believed of one answer, by chance: who lies may not crowd out the others. */
+const FOUND_IN_ANSWER = 16
+/** Each connection is asked so seldom whether it lives: a node has dozens, and leases say who is here. */
+const PING_MS = 120_000
 const CLOSE_MS = 200
+/** Newcomers that are dialed at once to see whether they belong into the table, and dials of any kind. */
+const VERIFIED_AT_ONCE = 4
+const MAX_UNVERIFIED = 256
+const DIALS_AT_ONCE = 32
 const FIRST_SELF_QUERY_MS = 50
 /**
  * The table: each name is noted with the 8 nodes nearest to it, a search goes two ways that share no node, and a node
- * knows up to 64 others. libp2p's own figures (20, 10 ways, 1280) are for the public network: each node would hold a
+ * knows up to 32 others. libp2p's own figures (20, 10 ways, 1280) are for the public network: each node would hold a
  * connection with each other one, and a search of 20 nodes would take seconds of computing.
  */
 export const NEAREST = 8
-const TABLE = { kBucketSize: NEAREST, alpha: 3, disjointPaths: 2, prefixLength: 3 }
+const TABLE = { kBucketSize: NEAREST, alpha: 3, disjointPaths: 2, prefixLength: 2 }
 /** As near to never as a timer can be told: silence ends nothing by itself, leases do. */
 const NEVER_MS = 0x7fffffff
 
 export interface DhtNodeOptions {
   readonly clock: Clock
   readonly identity: Identity
-  readonly proofs: Pick<RecordProofs, 'meshMac' | 'mayJoin'>
+  readonly proofs: Pick<Proofs, 'meshMac' | 'mayJoin'>
   readonly place: DhtPlace
   /** Networks that nodes may point at beyond the reach of the directory. */
   readonly allowed: Allowed
@@ -60,16 +68,24 @@ export interface DhtNodeEvents {
 export interface DhtNode {
   /** Nodes in the table, this one not counted; 0 where none of them is connected. */
   readonly size: number
+  /** Connections that are up now. */
+  readonly connections: number
   /** Where it can be dialed, as multiaddrs with its peer id. */
   readonly addresses: readonly string[]
   /** Dials a node to begin with. Rejects where it cannot be reached; false where it is this one itself. */
   join(seed: string, signal: AbortSignal): Promise<boolean>
   /** Is there a connection with the node at this address? */
   isJoined(seed: string): boolean
-  /** Notes with the nodes that are nearest to the name that this peer may be found under it. */
+  /**
+   * Notes with the nodes that are nearest to the name that this peer may be found under it. Rejects where not even half of
+   * them were told: a search could pass by all of those.
+   */
   provide(name: string, signal: AbortSignal): Promise<void>
-  /** Calls `found` for each peer that is said to be found under a name. Resolves when all were asked, or the signal came. */
-  find(name: string, found: (peer: PeerId) => void, signal: AbortSignal): Promise<void>
+  /**
+   * Calls `found` for each peer that is said to be found under a name; it gives whether the peer is new to it. Resolves
+   * when all were asked, or the signal came.
+   */
+  find(name: string, found: (peer: PeerId) => boolean, signal: AbortSignal): Promise<void>
   /** Opens a stream for an exchange of records with a peer. Rejects where it cannot be reached. */
   open(peer: PeerId, signal: AbortSignal): Promise<TalkStream>
   stop(): Promise<void>
@@ -91,6 +107,29 @@ interface Parts extends Library {
 interface Table {
   readonly size: number
   addEventListener(type: 'peer:add' | 'peer:remove', listener: () => void): void
+}
+
+/** What the library has below `findProviders`, and does not declare. */
+interface Inside {
+  readonly routingTable: Table
+  readonly queryManager: {
+    run(
+      key: Uint8Array,
+      ask: Ask,
+      options: { signal: AbortSignal },
+    ): AsyncIterable<{ name: string; providers?: Provider[] }>
+  }
+  readonly network: {
+    sendRequest(to: unknown, request: object, options: object): AsyncIterable<never>
+    safeDispatchEvent(type: string, init: object): boolean
+  }
+}
+
+type Ask = (asked: { peer: { id: unknown }; signal: AbortSignal; path: object }) => AsyncIterable<never>
+
+interface Provider {
+  readonly id: { toString(): string }
+  readonly multiaddrs: Multiaddr[]
 }
 
 let loading: Promise<Parts> | undefined
@@ -148,6 +187,7 @@ function configuration(options: DhtNodeOptions, parts: Parts, store: DhtStore) {
   const isWelcome = (peer: string): boolean => isPeerId(peer) && proofs.mayJoin(peer)
   const isDialable = (address: Multiaddr): boolean => mayDial(address, options)
   const listen = place.listen.map((each) => each.replace(/\/p2p\/.*/, ''))
+  const mesh = proofs.meshMac(Buffer.from(MESH_DOMAIN))
   return {
     privateKey: privateKeyFromRaw(Buffer.concat([seedOf(identity), identity.publicKey])),
     nodeInfo: { name: 'peerpost', version: '1', userAgent: 'peerpost' },
@@ -155,7 +195,8 @@ function configuration(options: DhtNodeOptions, parts: Parts, store: DhtStore) {
     logger: { forComponent: () => SILENT },
     datastore: store as unknown as NonNullable<Parameters<Library['createLibp2p']>[0]>['datastore'] & object,
     transports: [tcp({ inboundSocketInactivityTimeout: 0, outboundSocketInactivityTimeout: 0, backlog: 512 })],
-    connectionEncrypters: [noise()],
+    // Both sides of a handshake must begin with the same bytes: without the mesh key nobody comes as far as a connection.
+    connectionEncrypters: [noise(mesh.length === 0 ? {} : { prologueBytes: mesh })],
     streamMuxers: [yamux({ streamOptions: { inactivityTimeout: NEVER_MS } })],
     connectionGater: {
       denyDialMultiaddr: (address: Multiaddr) => !isDialable(address),
@@ -169,6 +210,7 @@ function configuration(options: DhtNodeOptions, parts: Parts, store: DhtStore) {
       inboundConnectionThreshold: MAX_PER_SECOND,
       maxIncomingPendingConnections: MAX_PER_SECOND,
       dialTimeout: DIAL_MS,
+      maxParallelDials: DIALS_AT_ONCE,
       maxPeerAddrsToDial: ADDRESSES,
       connectionCloseTimeout: CLOSE_MS,
     },
@@ -183,11 +225,19 @@ function configuration(options: DhtNodeOptions, parts: Parts, store: DhtStore) {
         ...TABLE,
         allowQueryWithZeroPeers: true,
         initialQuerySelfInterval: FIRST_SELF_QUERY_MS,
+        pingNewContactConcurrency: VERIFIED_AT_ONCE,
+        routingTableUpdateMaxQueueSize: MAX_UNVERIFIED,
+        // Nothing here is a value of the table: the one kind that the library would keep for anybody is refused.
+        validators: { pk: refuseValue },
         maxInboundStreams: MAX_STREAMS,
         maxOutboundStreams: MAX_STREAMS,
       }),
     },
   }
+}
+
+const refuseValue = async (): Promise<never> => {
+  throw new Error('this table keeps no values')
 }
 
 /** Nodes of the table say where others are: nobody may send this one to a metadata service, or out of its reach. */
@@ -209,7 +259,10 @@ class Libp2pNode implements DhtNode {
   readonly #parts: Parts
   readonly #libp2p: Libp2p
   readonly #kad: Kad
+  readonly #inside: Inside
   readonly #store: DhtStore
+  /** Counted, since it is asked for all the time and the library would list all of them. */
+  #connections = 0
 
   constructor(options: DhtNodeOptions, parts: Parts, libp2p: Libp2p, store: DhtStore) {
     this.#options = options
@@ -217,11 +270,19 @@ class Libp2pNode implements DhtNode {
     this.#libp2p = libp2p
     this.#store = store
     this.#kad = (libp2p.services as unknown as { dht: Kad }).dht
-    this.table = (this.#kad as unknown as { routingTable: Table }).routingTable
+    libp2p.addEventListener('connection:open', () => this.#connections++)
+    libp2p.addEventListener('connection:close', () => this.#connections--)
+    this.#inside = this.#kad as unknown as Inside
+    this.table = this.#inside.routingTable
+    boundHearsay(this.#inside.network, options.clock)
   }
 
   get size(): number {
-    return this.#libp2p.getPeers().length === 0 ? 0 : this.table.size
+    return this.connections === 0 ? 0 : this.table.size
+  }
+
+  get connections(): number {
+    return this.#connections
   }
 
   get addresses(): readonly string[] {
@@ -258,32 +319,51 @@ class Libp2pNode implements DhtNode {
   async provide(name: string, signal: AbortSignal): Promise<void> {
     this.#store.sweep()
     listenedTo(signal)
-    for await (const _ of this.#kad.provide(this.#keyOf(name), { signal })) signal.throwIfAborted()
+    const due = Math.min(NEAREST, this.size) / 2
+    let told = 0
+    for await (const event of this.#kad.provide(this.#keyOf(name), { signal })) {
+      signal.throwIfAborted()
+      if (event.name === 'PEER_RESPONSE' && event.messageName === 'ADD_PROVIDER') told++
+    }
+    if (told < due) throw new Error(`${told} nodes took the note, and ${due} should have`)
   }
 
-  async find(name: string, found: (peer: PeerId) => void, signal: AbortSignal): Promise<void> {
+  async find(name: string, found: (peer: PeerId) => boolean, signal: AbortSignal): Promise<void> {
     listenedTo(signal)
     const seen = new Set<string>([this.#options.identity.peerId])
-    // The library would give no more than NEAREST of those that this node has noted itself, and ask nobody else then.
-    for (const peer of this.#store.peersUnder(base32(this.#keyOf(name).multihash.bytes))) {
+    const { queryManager, network } = this.#inside
+    const key = this.#keyOf(name).multihash.bytes
+    for (const peer of this.#store.peersUnder(base32(key))) {
       if (seen.has(peer) || !isPeerId(peer)) continue
       seen.add(peer)
       found(peer)
     }
+    // Not `findProviders`: it ends with the first 8 that anybody names, so that one liar could hide all others.
+    const request = { type: 'GET_PROVIDERS', key }
+    const ask: Ask = ({ peer, signal, path }) => network.sendRequest(peer.id, request, { signal, path })
     try {
-      for await (const event of this.#kad.findProviders(this.#keyOf(name), { signal })) {
+      for await (const event of queryManager.run(key, ask, { signal })) {
         if (signal.aborted) return
-        if (event.name !== 'PROVIDER') continue
-        for (const { id, multiaddrs } of event.providers) {
-          const peer = id.toString()
-          if (seen.has(peer) || !isPeerId(peer)) continue
-          seen.add(peer)
-          await this.#libp2p.peerStore.merge(id, { multiaddrs: multiaddrs.slice(0, ADDRESSES) }).catch(() => {})
-          found(peer)
-        }
+        if (event.name === 'PEER_RESPONSE') await this.#answered(event.providers ?? [], seen, found)
       }
     } catch {
       // Who did not answer is asked the next time; what was found until then stands.
+    }
+  }
+
+  /** Takes what one node says of a name. */
+  async #answered(providers: readonly Provider[], seen: Set<string>, found: (peer: PeerId) => boolean): Promise<void> {
+    const { clock } = this.#options
+    let left = FOUND_IN_ANSWER
+    for (const { id, multiaddrs } of shuffled(providers, () => clock.random())) {
+      const peer = id.toString()
+      // The library would search the table for the addresses of who has none: nobody sets that going with a lie.
+      const addresses = multiaddrs.filter((each) => mayDial(each, this.#options)).slice(0, ADDRESSES)
+      if (seen.has(peer) || !isPeerId(peer) || addresses.length === 0) continue
+      seen.add(peer)
+      await this.#libp2p.peerStore.merge(this.#parts.peerIdFromString(peer), { multiaddrs: addresses }).catch(() => {})
+      if (found(peer)) left--
+      if (left === 0) return
     }
   }
 
@@ -296,8 +376,35 @@ class Libp2pNode implements DhtNode {
   }
 }
 
+/**
+ * The library dials whomever an answer names, to see whether it belongs into the table. It takes no more from one answer
+ * than an honest one has there: a long lie would keep it busy for minutes. An answer is told in one turn.
+ */
+function boundHearsay(network: Inside['network'], clock: Clock): void {
+  const dispatch = network.safeDispatchEvent.bind(network)
+  let left = NEAREST
+  network.safeDispatchEvent = (type, init) => {
+    if (type !== 'peer') return dispatch(type, init)
+    if (left === NEAREST)
+      clock.defer(() => {
+        left = NEAREST
+      })
+    return left-- > 0 && dispatch(type, init)
+  }
+}
+
 /** Each request of a query listens to its signal: more than ten are no leak here. */
 const listenedTo = (signal: AbortSignal): void => setMaxListeners(0, signal)
+
+/** The items in an order by chance, drawn one by one: who takes a few of many pays for these. */
+function* shuffled<Item>(items: readonly Item[], random: () => number): Generator<Item> {
+  const left = [...items]
+  for (let end = left.length; end > 0; end--) {
+    const at = Math.floor(random() * end)
+    yield left[at]!
+    left[at] = left[end - 1]!
+  }
+}
 
 /** How libp2p writes the hash of a name in a key of its store. */
 function base32(bytes: Uint8Array): string {

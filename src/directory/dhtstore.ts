@@ -28,6 +28,8 @@ export interface StoreLimits {
   readonly names: number
   /** Everything else: what libp2p notes of nodes. The oldest goes. */
   readonly others: number
+  /** The largest value, in bytes. libp2p itself takes whatever fits into a message, which is megabytes. */
+  readonly valueBytes: number
   /** So long a provider record is told to others after it came. */
   readonly keptMs: number
 }
@@ -37,6 +39,7 @@ export const STORE_LIMITS: StoreLimits = {
   perPeer: 4096,
   names: 50_000,
   others: 4096,
+  valueBytes: 16 * 1024,
   keptMs: 30 * 60_000,
 }
 
@@ -74,6 +77,8 @@ export class DhtStore<Key extends StoreKey = StoreKey> {
   }
 
   put(key: Key, value: Uint8Array): Key {
+    const { valueBytes } = this.#limits
+    if (value.length > valueBytes) throw new Error(`a value has ${value.length} bytes, and ${valueBytes} may be`)
     const text = key.toString()
     const [, name, peer] = PROVIDER.exec(text) ?? []
     if (name !== undefined && peer !== undefined) this.#provide(name, peer, key, value)

@@ -4,6 +4,7 @@
  */
 import type { Clock, Millis } from '../clock.js'
 import type { PeerId } from '../message.js'
+import { schemeOf } from '../transport/endpoint.js'
 import { type AddressPolicy, admit } from './addresses.js'
 import type { Reach } from './directory.js'
 
@@ -22,7 +23,8 @@ const TRY_MS = 3000
 export const SECOND_MS = 1000
 /** Peers that are dialed at most because a directory named them. */
 const DIALED_PEERS = 1024
-const REFUSED = /^(PEER_REFUSED|PROTOCOL_VIOLATION|PROTOCOL_VERSION)\b/
+/** Codes after which an endpoint is not dialed again until the record changes. */
+const REFUSED = /^(PEER_REFUSED|PROTOCOL_VIOLATION|PROTOCOL_VERSION|TRANSPORT_MISSING)\b/
 
 const SELF = /leads to the peer itself/
 
@@ -57,9 +59,10 @@ export class Dialing {
   }
 
   /** A peer is to be linked with: at once by whoever gives, a little later by whoever takes. */
-  want(peer: PeerId, endpoints: readonly string[], sequence: number, reach: Reach, isFirst: boolean): void {
+  want(peer: PeerId, announced: readonly string[], sequence: number, reach: Reach, isFirst: boolean): void {
     const now = this.clock.now()
     const known = this.#plans.get(peer)
+    const endpoints = this.#inOrder(announced)
     if (known) {
       if (known.sequence !== sequence || known.reach !== reach) this.#replace(known, endpoints, sequence, reach)
       if (isFirst) known.notBefore = Math.min(known.notBefore, now)
@@ -75,9 +78,23 @@ export class Dialing {
     this.#step(peer, this.#plans.get(peer)!, now)
   }
 
+  /** As announced, but for those that a library would have to be loaded for: they come last. */
+  #inOrder(endpoints: readonly string[]): readonly string[] {
+    const { isAtHand = () => true } = this.policy
+    const isLate = (endpoint: string): boolean => {
+      try {
+        return !isAtHand(schemeOf(endpoint))
+      } catch {
+        // What is no endpoint is refused with a reason when its turn comes.
+        return false
+      }
+    }
+    return [...endpoints.filter((each) => !isLate(each)), ...endpoints.filter(isLate)]
+  }
+
   #replace(plan: Plan, endpoints: readonly string[], sequence: number, reach: Reach): void {
     const isSame =
-      endpoints.length === plan.endpoints.length && endpoints.every((each, i) => each === plan.endpoints[i])
+      endpoints.length === plan.endpoints.length && endpoints.every((each) => plan.endpoints.includes(each))
     plan.sequence = sequence
     if (isSame && plan.reach === reach) return
     Object.assign(plan, { endpoints, reach, next: 0 })

@@ -3,7 +3,7 @@
  * names and tells who watches a name. It never says who someone *is*: an answer is a hint where to dial, and HELLO proves
  * who answers there.
  */
-import type { Cancel } from '../clock.js'
+import type { Cancel, Clock } from '../clock.js'
 import type { PeerId } from '../message.js'
 
 /** Something that a directory tells about a name. */
@@ -78,3 +78,11 @@ export interface Directory {
  * as well (`local`); or any (`operator`: somebody who may configure this peer wrote them).
  */
 export type Reach = 'public' | 'private' | 'local' | 'operator'
+
+/** How an adapter keeps "later, never inside the call, and nothing after close": what it tells, it tells through this. */
+export const tellsLater =
+  (clock: Clock, isClosed: () => boolean) =>
+  (run: () => void): void =>
+    clock.defer(() => {
+      if (!isClosed()) run()
+    })

@@ -6,6 +6,7 @@
 import type { Cancel, Clock } from '../clock.js'
 import { reasonOf } from '../errors.js'
 import type { Change as RowChange } from '../log/log.js'
+import type { Proofs } from '../membership.js'
 import type { DirectoryStatus, PeerId } from '../message.js'
 import { packRow, unpackRow } from '../transport/frame.js'
 import type { AddressPolicy } from './addresses.js'
@@ -21,7 +22,6 @@ import {
   RECORD_NAMES,
   type RecordFields,
   type RecordKind,
-  type RecordProofs,
   readRecord,
   type Take,
   takesName,
@@ -34,7 +34,7 @@ import { EVERY_NAME, type KnownPeer, Sightings } from './sightings.js'
 export interface DiscoveryParts {
   readonly directories: readonly Directory[]
   readonly clock: Clock
-  readonly proofs: RecordProofs
+  readonly proofs: Proofs
   readonly name: string
   readonly leaseMs: number
   readonly policy: AddressPolicy

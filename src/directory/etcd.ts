@@ -4,20 +4,28 @@
  * judges nothing: each reader holds a record against the same gate as that of any other directory.
  */
 import type { Cancel, Clock } from '../clock.js'
+import type { Proofs } from '../membership.js'
 import type { PeerId } from '../message.js'
 import { LIMITS } from '../options.js'
-import type { Announced, Change, Directory, DirectoryState, Reach } from './directory.js'
+import {
+  type Announced,
+  type Change,
+  type Directory,
+  type DirectoryState,
+  type Reach,
+  tellsLater,
+} from './directory.js'
 import { EtcdFault, type EtcdLibrary, EtcdSession, etcdOptions, faultOf, type StoredRow } from './etcdclient.js'
 import { type EtcdPlace, readEtcdUrl } from './etcdurl.js'
 import { type Dirty, type EtcdRow, EtcdView, hereKey, keptKey } from './etcdview.js'
-import { isDurable, type RecordFields, type RecordProofs, verifyRecord } from './record.js'
+import { isDurable, type RecordFields, verifyRecord } from './record.js'
 import { REGISTRY_LIMITS } from './registry.js'
 
 export interface EtcdDirectoryOptions {
   /** `etcd://host:port[,host:port][/prefix]`, or `etcds://`: see `etcdurl.ts`. */
   readonly url: string
   readonly clock: Clock
-  readonly proofs: RecordProofs
+  readonly proofs: Proofs
   /** What `loadEtcd` gave. */
   readonly library: EtcdLibrary
 }
@@ -78,10 +86,12 @@ class EtcdDirectory implements Directory {
   #retry: Cancel = () => {}
   #patience: Cancel = () => {}
   #repair: Cancel | null = null
+  readonly #later: (run: () => void) => void
   #isClosed = false
 
   constructor(options: EtcdDirectoryOptions, place: EtcdPlace) {
     this.#options = options
+    this.#later = tellsLater(options.clock, () => this.#isClosed)
     this.#place = place
     this.#client = etcdOptions(place)
     this.url = options.url
@@ -102,12 +112,6 @@ class EtcdDirectory implements Directory {
     if (this.#state.state === state && this.#state.reason === reason) return
     this.#state = { state, reason }
     this.#changed(this.#state)
-  }
-
-  #later(run: () => void): void {
-    this.#options.clock.defer(() => {
-      if (!this.#isClosed) run()
-    })
   }
 
   // --- the connection

@@ -9,7 +9,7 @@ import { RECORD_BYTES } from './record.js'
 import { Talk, type TalkStream, type Told } from './talk.js'
 
 const TALKS = 1024
-const OPENING = 16
+const OPENING = 32
 const OPEN_MS = 3000
 /** A talk has to begin with what its peer announces within so long. */
 const HELLO_MS = 3000
@@ -142,12 +142,19 @@ export class Meetings {
     if (this.#strikes.size > STRIKES) this.#strikes.delete(oldest!)
   }
 
-  /** A peer was found: resolves when it has said what it announces, or cannot be heard. */
-  async meet(peer: PeerId): Promise<void> {
+  /**
+   * A peer was found: resolves when it has said what it announces, or cannot be heard. Null where it has said so before,
+   * or could not be heard so lately that it is not tried again.
+   */
+  meet(peer: PeerId): Promise<void> | null {
     const meetings = this.#meetings.get(peer)
-    if (meetings?.some(({ hasSpoken }) => hasSpoken)) return
-    if (meetings === undefined) {
-      if ((this.#strikes.get(peer)?.until ?? 0) > this.#clock.now()) return
+    if (meetings?.some(({ hasSpoken }) => hasSpoken)) return null
+    if (meetings === undefined && (this.#strikes.get(peer)?.until ?? 0) > this.#clock.now()) return null
+    return this.#meetNow(peer)
+  }
+
+  async #meetNow(peer: PeerId): Promise<void> {
+    if (!this.#meetings.has(peer)) {
       await this.#openTo(peer)
       if (this.#meetings.get(peer)?.some(({ hasSpoken }) => hasSpoken) !== false) return
     }

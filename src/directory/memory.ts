@@ -3,9 +3,17 @@
  * `Directory` of it. It can be switched off and on, with and without its memory.
  */
 import type { Cancel, Clock } from '../clock.js'
+import type { Proofs } from '../membership.js'
 import type { PeerId } from '../message.js'
-import type { Announced, Change, Directory, DirectoryState, Reach } from './directory.js'
-import { type RecordProofs, verifyRecord } from './record.js'
+import {
+  type Announced,
+  type Change,
+  type Directory,
+  type DirectoryState,
+  type Reach,
+  tellsLater,
+} from './directory.js'
+import { verifyRecord } from './record.js'
 import { REGISTRY_LIMITS, Registry, type RegistryLimits } from './registry.js'
 
 const EXPIRE_MS = 100
@@ -14,7 +22,7 @@ const RECONNECT_MS = 1000
 export interface MemoryDirectoryOptions {
   readonly clock: Clock
   /** How records are verified; who signs does not matter here. */
-  readonly proofs: RecordProofs
+  readonly proofs: Proofs
   readonly limits?: Partial<RegistryLimits>
 }
 
@@ -104,6 +112,7 @@ class MemoryDirectory implements Directory {
   readonly #watches = new Map<string, Watch>()
   #changed: ((state: DirectoryState) => void) | null = null
   #isConnected = false
+  readonly #later: (run: () => void) => void
   #isClosed = false
   #cancel: Cancel = () => {}
 
@@ -111,17 +120,13 @@ class MemoryDirectory implements Directory {
     readonly home: MemoryDirectories,
     readonly peer: PeerId,
     readonly reach: Reach,
-  ) {}
+  ) {
+    this.#later = tellsLater(home.clock, () => this.#isClosed)
+  }
 
   open(changed: (state: DirectoryState) => void): void {
     this.#changed = changed
     this.#later(() => this.retry())
-  }
-
-  #later(run: () => void): void {
-    this.home.clock.defer(() => {
-      if (!this.#isClosed) run()
-    })
   }
 
   retry(): void {

@@ -2,14 +2,17 @@
  * From options to a running discovery: reads the URLs of directories, loads the adapters that they ask for, and wires them
  * to the turn.
  */
+
 import { lookup } from 'node:dns'
 import { networkInterfaces } from 'node:os'
 import type { Clock } from '../clock.js'
 import { PeerpostError, reasonOf } from '../errors.js'
 import type { Identity } from '../identity.js'
 import { networkOf } from '../links.js'
+import type { Proofs } from '../membership.js'
 import { LIMITS, type PeerOptions } from '../options.js'
 import { isLoopbackEndpoint, schemeOf } from '../transport/endpoint.js'
+import { LateTransport } from '../transport/late.js'
 import type { Transport } from '../transport/transport.js'
 import type { Turn } from '../turn.js'
 import { type Allowed, announcedEndpoints, reachOf, readAllowed } from './addresses.js'
@@ -17,7 +20,7 @@ import { readDhtUrl } from './dhturl.js'
 import type { Directory } from './directory.js'
 import { Discovery, type DiscoveryParts } from './discovery.js'
 import { checkEtcdUrl } from './etcdurl.js'
-import { ALL_RELAYED, type Give, type RecordProofs, type Take } from './record.js'
+import { ALL_RELAYED, type Give, type Take } from './record.js'
 
 /** Schemes of directories that this version can ask. */
 const SCHEMES = ['tcp', 'tls', 'unix', 'etcd', 'etcds', 'dns', 'file', 'dht'] as const
@@ -27,7 +30,7 @@ const OWN_ADDRESSES = 4
 export interface DirectoryFacts {
   readonly clock: Clock
   readonly identity: Identity
-  readonly proofs: RecordProofs
+  readonly proofs: Proofs
   /** The name of the peer, for people. */
   readonly name: string
 }
@@ -117,6 +120,8 @@ export async function openDiscovery(
     leaseMs: options.directoryLeaseMs ?? LIMITS.directoryLeaseMs,
     policy: {
       schemes: transports.flatMap(({ schemes }) => schemes),
+      isAtHand: (scheme) =>
+        transports.some((each) => each.schemes.includes(scheme) && !(each instanceof LateTransport && !each.isLoaded)),
       allowed: allowedOf(options),
       resolve: (host, done) => lookup(host, { all: true }, (error, addresses) => done(error, addresses ?? [])),
     },

@@ -5,7 +5,15 @@
 import type { Cancel, Clock } from '../clock.js'
 import { reasonOf } from '../errors.js'
 import type { PeerId } from '../message.js'
-import type { Announced, Change, Directory, DirectoryState, Reach, Sighting } from './directory.js'
+import {
+  type Announced,
+  type Change,
+  type Directory,
+  type DirectoryState,
+  type Reach,
+  type Sighting,
+  tellsLater,
+} from './directory.js'
 import { readRecord } from './record.js'
 
 /** The list as it is now. Rejects where it cannot be told; `unchanged` spares the comparing. */
@@ -36,10 +44,12 @@ export class PolledDirectory implements Directory {
   #state: DirectoryState = { state: 'connecting', reason: undefined }
   #changed: (state: DirectoryState) => void = () => {}
   #cancel: Cancel = () => {}
+  readonly #later: (run: () => void) => void
   #isClosed = false
 
   constructor(options: PolledOptions) {
     this.#options = options
+    this.#later = tellsLater(options.clock, () => this.#isClosed)
     this.url = options.url
     this.reach = options.reach
   }
@@ -52,12 +62,6 @@ export class PolledDirectory implements Directory {
     })
   }
 
-  #later(run: () => void): void {
-    this.#options.clock.defer(() => {
-      if (!this.#isClosed) run()
-    })
-  }
-
   #poll(): void {
     const { read, clock, everyMs } = this.#options
     const attempt = async (): Promise<readonly Sighting[] | 'unchanged'> => read()
@@ -65,8 +69,8 @@ export class PolledDirectory implements Directory {
       .then(
         (list) => {
           if (this.#isClosed) return
-          if (list !== 'unchanged') this.#take(list)
           this.#say('up', undefined)
+          if (list !== 'unchanged') this.#take(list)
         },
         (thrown: unknown) => this.#isClosed || this.#say('down', this.#sentence(reasonOf(thrown))),
       )

@@ -3,6 +3,7 @@
  * verifies is passed in. docs/DIRECTORY.md shows it byte by byte.
  */
 import { PeerpostError } from '../errors.js'
+import type { Proofs } from '../membership.js'
 import type { PeerId } from '../message.js'
 import { decodeValue, encodeValue } from '../transport/frame.js'
 
@@ -60,16 +61,6 @@ export interface RecordFields {
   readonly gives: readonly Give[]
 }
 
-/** Who signs and who verifies; the link's proofs have all of it. */
-export interface RecordProofs {
-  readonly peerId: PeerId
-  sign(bytes: Buffer): Buffer
-  verify(peer: PeerId, bytes: Buffer, signature: Buffer): boolean
-  meshMac(bytes: Buffer): Buffer
-  equal(a: Buffer, b: Buffer): boolean
-  mayJoin(peer: PeerId): boolean
-}
-
 /** Why a record is not used. */
 export type Refusal = 'oversized' | 'malformed' | 'forged' | 'stranger' | 'replayed' | 'expired'
 
@@ -115,7 +106,7 @@ export const isDurable = ({ takes }: Pick<RecordFields, 'takes'>): boolean => ta
 // --- writing
 
 /** Signs a record. Throws RECORD_TOO_LARGE where it would not fit. */
-export function writeRecord(fields: RecordFields, proofs: RecordProofs): Buffer {
+export function writeRecord(fields: RecordFields, proofs: Proofs): Buffer {
   const body = bodyOf(fields)
   const mac = proofs.meshMac(signed(body))
   const bytes = sizeOf(body, mac.length)
@@ -219,7 +210,7 @@ function readTake(value: unknown): Take | null {
  */
 export function verifyRecord(
   bytes: Buffer,
-  proofs: RecordProofs,
+  proofs: Proofs,
   seen: (peer: PeerId) => number | undefined,
   ageMs: number | null,
 ): Verdict {

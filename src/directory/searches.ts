@@ -52,7 +52,7 @@ export class Searches {
   readonly #searches = new Map<string, Search>()
   readonly #aborts = new Set<AbortController>()
   #node: DhtNode | null = null
-  #meet: (peer: PeerId) => Promise<void> = async () => {}
+  #meet: (peer: PeerId) => Promise<void> | null = () => null
   #running = 0
   #isClosed = false
   isUp = false
@@ -64,8 +64,11 @@ export class Searches {
     this.#ended = ended
   }
 
-  /** From now on there is a node. `meet` resolves when a peer that was found has said what it announces. */
-  use(node: DhtNode, meet: (peer: PeerId) => Promise<void>): void {
+  /**
+   * From now on there is a node. `meet` resolves when a peer that was found has said what it announces; it gives null where
+   * that has been heard already, or is not to be asked for yet.
+   */
+  use(node: DhtNode, meet: (peer: PeerId) => Promise<void> | null): void {
     this.#node = node
     this.#meet = meet
   }
@@ -222,33 +225,38 @@ export class Searches {
     const now = this.#clock.now()
     if (isWanted && now - search.providedAt >= PROVIDE_MS) {
       search.tableSize = node.size
-      await this.#within(SEARCH_MS, (signal) => node.provide(counterpartOf(name), signal))
-      search.providedAt = now
+      // What was not noted is noted with the next search: until then those who look may pass by.
+      if (await this.#within(SEARCH_MS, (signal) => node.provide(counterpartOf(name), signal))) search.providedAt = now
     }
     for (const done of search.onProvided.splice(0)) done()
     const meetings: Array<Promise<void>> = []
-    const found = (peer: PeerId): void => {
-      if (meetings.length < FOUND) meetings.push(this.#meet(peer).catch(() => {}))
+    const found = (peer: PeerId): boolean => {
+      const meeting = meetings.length < FOUND ? this.#meet(peer) : null
+      if (meeting !== null) meetings.push(meeting.catch(() => {}))
+      return meeting !== null
     }
     await this.#within(SEARCH_MS, (signal) => node.find(name, found, signal))
     await this.#within(MEET_MS, () => Promise.all(meetings))
   }
 
-  /** Resolves when `run` has, or so much later; what it rejects with is only that nothing came. */
-  #within(ms: Millis, run: (signal: AbortSignal) => Promise<unknown>): Promise<void> {
+  /** Resolves when `run` has, or so much later: to whether it did what it had to, in that time. */
+  #within(ms: Millis, run: (signal: AbortSignal) => Promise<unknown>): Promise<boolean> {
     return new Promise((done) => {
       const abort = new AbortController()
       this.#aborts.add(abort)
-      const finish = (): void => {
+      const finish = (isDone: boolean): void => {
         cancel()
-        if (this.#aborts.delete(abort)) done()
+        if (this.#aborts.delete(abort)) done(isDone)
       }
       const cancel: Cancel = this.#clock.timer(ms, () => {
         abort.abort(new Error('it took too long'))
-        finish()
+        finish(false)
       })
-      abort.signal.addEventListener('abort', finish)
-      run(abort.signal).then(finish, finish)
+      abort.signal.addEventListener('abort', () => finish(false))
+      run(abort.signal).then(
+        () => finish(true),
+        () => finish(false),
+      )
     })
   }
 

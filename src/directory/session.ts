@@ -5,11 +5,11 @@
  */
 import type { Clock } from '../clock.js'
 import { PeerpostError, reasonOf } from '../errors.js'
+import type { Proofs } from '../membership.js'
 import type { PeerId } from '../message.js'
 import { LIMITS } from '../options.js'
 import { FRAME, type FrameType, PacketWriter, readControl, readPacket, violation } from '../transport/frame.js'
 import type { Connection, ConnectionEvents } from '../transport/transport.js'
-import type { RecordProofs } from './record.js'
 
 export const DIRECTORY_VERSION = 1
 
@@ -51,7 +51,7 @@ export interface SessionEvents {
 
 export interface SessionFacts {
   readonly clock: Clock
-  readonly proofs: RecordProofs
+  readonly proofs: Proofs
   readonly role: Role
   readonly name: string
   /** Who must answer, where the endpoint pins it. */

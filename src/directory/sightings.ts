@@ -61,6 +61,8 @@ export class Sightings {
   readonly #answered = new Set<string>()
   /** When a directory was last heard to be up; null while it is. */
   readonly #downSince = new Map<number, Millis | null>()
+  /** By name, since when a directory that is up has been able to say who is there: from its first answer on. */
+  readonly #witnesses = new Map<string, Map<number, Millis>>()
   #hintsChanged = false
 
   constructor(
@@ -130,7 +132,10 @@ export class Sightings {
 
   state(directory: number, isUp: boolean, now: Millis): void {
     if (isUp) this.#downSince.set(directory, null)
-    else if (this.#downSince.get(directory) === null) this.#downSince.set(directory, now)
+    else if (this.#downSince.get(directory) === null) {
+      this.#downSince.set(directory, now)
+      for (const witnesses of this.#witnesses.values()) witnesses.delete(directory)
+    }
   }
 
   /** A directory's answer, or a change that it pushed. */
@@ -148,6 +153,7 @@ export class Sightings {
     }
     if (isWhole) this.#missing(directory, name, listed, now)
     this.#answered.add(name)
+    if (this.#downSince.get(directory) === null) this.#witness(directory, name, now)
   }
 
   #hinted(directory: number, endpoint: string): void {
@@ -265,26 +271,38 @@ export class Sightings {
       if (from.has(directory) && !listed.has(endpoint)) this.#unhint(directory, endpoint)
   }
 
+  #witness(directory: number, name: string, now: Millis): void {
+    const witnesses = this.#witnesses.get(name) ?? new Map<number, Millis>()
+    this.#witnesses.set(name, witnesses)
+    if (!witnesses.has(directory)) witnesses.set(directory, now)
+  }
+
   /** To be called about once a second. */
   sweep(now: Millis): void {
-    const isSomeUp = [...this.#downSince.values()].some((since) => since === null)
-    if (!isSomeUp) return
-    for (const [peer, row] of [...this.#peers]) {
-      const { leaseMs } = row.fields
-      for (const [directory, source] of [...row.sources]) {
-        const since = this.#downSince.get(directory) ?? null
-        const isLost = since !== null && now - since >= leaseMs
-        for (const name of [...source.names]) {
-          const missing = source.missing.get(name)
-          if (isLost || (missing !== undefined && now - missing >= leaseMs)) this.#drop(directory, name, peer)
-        }
-      }
-    }
+    for (const [peer, row] of [...this.#peers])
+      for (const [directory, source] of [...row.sources])
+        for (const name of [...source.names])
+          if (this.#isOver(directory, source, name, row.fields.leaseMs, now)) this.#drop(directory, name, peer)
+  }
+
+  /** Is what a directory said of a peer under a name no longer to be believed? */
+  #isOver(directory: number, source: Source, name: string, leaseMs: Millis, now: Millis): boolean {
+    const witnesses = this.#witnesses.get(name)
+    // While nobody who is up can say who is there, the last answer stands.
+    if (witnesses === undefined || witnesses.size === 0) return false
+    const missing = source.missing.get(name)
+    if (missing !== undefined && now - missing >= leaseMs) return true
+    const down = this.#downSince.get(directory) ?? null
+    if (down === null) return false
+    // Whoever is there has had a lease to come to the one that is up.
+    const since = Math.max(down, Math.min(...witnesses.values()))
+    return now - since >= leaseMs
   }
 
   /** Names that are watched no more: what is known only under them goes. */
   forget(name: string): void {
     this.#answered.delete(name)
+    this.#witnesses.delete(name)
     for (const [peer, row] of [...this.#peers])
       for (const [directory, source] of [...row.sources]) if (source.names.has(name)) this.#drop(directory, name, peer)
   }

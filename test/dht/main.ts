@@ -1,9 +1,10 @@
 /**
- * `npm run dht`: how the distributed directory grows. Starts tables of 2 to 200 nodes in this process, one after the
- * other; each node announces a queue of its own. Then nodes look up queues of others that they never asked for, one at a
- * time, each until the signed record is there. Ends with status 1 where a lookup found nothing, or where the median at
- * the largest table is more than three times that at 10 nodes.
+ * `npm run dht -- --nodes 200`: how the distributed directory grows. Starts tables of 10 and of so many nodes in this
+ * process, one after the other (`--nodes 2,10,40,200` for others); each node announces a queue of its own. Then nodes look
+ * up queues of others that they never asked for, one at a time, each until the signed record is there. Ends with status 1
+ * where a lookup found nothing, or where the median at the largest table is more than three times that at 10 nodes.
  */
+import { parseArgs } from 'node:util'
 import { systemClock } from '../../src/clock.js'
 import { readAllowed } from '../../src/directory/addresses.js'
 import { type DhtDirectory, dhtDirectory } from '../../src/directory/dht.js'
@@ -13,10 +14,17 @@ import { takesName, writeRecord } from '../../src/directory/record.js'
 import { createIdentity } from '../../src/identity.js'
 import { proofsOf } from '../../src/proofs.js'
 
-const SIZES = (process.argv[2] ?? '2,10,50,200').split(',').map(Number)
-const LOOKUPS = Number(process.argv[3] ?? 60)
-/** Nodes that start at once. */
-const AT_ONCE = 10
+const { values: given } = parseArgs({
+  options: { nodes: { type: 'string', default: '200' }, lookups: { type: 'string', default: '60' } },
+})
+const ASKED = given.nodes.split(',').map(Number)
+/** One number is compared with ten. */
+const SIZES = ASKED.length === 1 && ASKED[0]! > 10 ? [10, ...ASKED] : ASKED
+const LOOKUPS = Number(given.lookups)
+/** Nodes that start at once. All share this process: more begin when it has caught up with what those before have set going. */
+const AT_ONCE = 5
+/** It has caught up when a timer comes no later than this, some times in a row. */
+const CALM_MS = 20
 const GOAL = 3
 
 const pause = (ms: number): Promise<void> => new Promise((done) => setTimeout(done, ms))
@@ -29,6 +37,8 @@ interface Figures {
   readonly p99: number
   readonly missed: number
   readonly tables: number
+  /** Connections of a node: each has two ends in this process. */
+  readonly connections: number
   readonly rssMiB: number
 }
 
@@ -75,13 +85,22 @@ class Member {
   }
 }
 
-/** Runs `run` for each, some at once. */
+/** Runs `run` for each, some at once, and the next ones when this process is calm again. */
 async function each<Item>(items: readonly Item[], run: (item: Item) => Promise<unknown>): Promise<void> {
-  const left = [...items]
-  const worker = async (): Promise<void> => {
-    for (let item = left.shift(); item !== undefined; item = left.shift()) await run(item)
+  for (let from = 0; from < items.length; from += AT_ONCE) {
+    await Promise.all(items.slice(from, from + AT_ONCE).map(run))
+    await calm()
   }
-  await Promise.all(Array.from({ length: AT_ONCE }, worker))
+}
+
+/** Resolves when this process does what is due at once, or after so long. */
+async function calm(patienceMs = 20_000): Promise<void> {
+  const until = performance.now() + patienceMs
+  for (let quiet = 0; quiet < 5 && performance.now() < until; ) {
+    const began = performance.now()
+    await pause(20)
+    quiet = performance.now() - began < 20 + CALM_MS ? quiet + 1 : 0
+  }
 }
 
 async function measure(size: number): Promise<Figures> {
@@ -100,24 +119,29 @@ async function measure(size: number): Promise<Figures> {
     const asker = members[(n * 7 + 1) % size]!
     const wanted = members[(n * 13 + 5 + Math.floor(n / size)) % size]!
     if (asker === wanted) continue
+    await calm()
     const from = performance.now()
     const answer = await asker.resolve(wanted.queue)
     times.push(performance.now() - from)
-    if (answer?.present.length !== 1) missed++
+    if (answer?.present.length !== 1) {
+      missed++
+      process.stderr.write(`${wanted.queue}, asked for by ${asker.queue}, was not found\n`)
+    }
   }
   times.sort((a, b) => a - b)
   const at = (part: number): number => times[Math.min(times.length - 1, Math.floor(times.length * part))]!
   const tables = members.reduce((sum, { directory }) => sum + directory.size, 0) / size
+  const connections = members.reduce((sum, { directory }) => sum + directory.connections, 0) / size
   const rssMiB = process.memoryUsage.rss() / 2 ** 20
   await each(members, (member) => member.directory.close())
-  return { size, startMs, settleMs, p50: at(0.5), p99: at(0.99), missed, tables, rssMiB }
+  return { size, startMs, settleMs, p50: at(0.5), p99: at(0.99), missed, tables, connections, rssMiB }
 }
 
 /** Waits until the tables grow no more: what nodes do on their own after a start is not what is measured. */
 async function settle(members: readonly Member[]): Promise<number> {
   const began = performance.now()
   let last = -1
-  for (let quiet = 0; quiet < 4 && performance.now() - began < 60_000; ) {
+  for (let quiet = 0; quiet < 4 && performance.now() - began < 120_000; ) {
     await pause(500)
     const sum = members.reduce((all, { directory }) => all + directory.size + directory.lookups, 0)
     quiet = Math.abs(sum - last) <= members.length / 20 ? quiet + 1 : 0
@@ -131,11 +155,11 @@ const all: Figures[] = []
 for (const size of SIZES) {
   const figures = await measure(size)
   all.push(figures)
-  const { startMs, settleMs, p50, p99, missed, tables, rssMiB } = figures
+  const { startMs, settleMs, p50, p99, missed, tables, connections, rssMiB } = figures
   process.stdout.write(
     `${String(size).padStart(4)} nodes: up and announced in ${(startMs / 1000).toFixed(1)} s, quiet after ${(settleMs / 1000).toFixed(1)} s; ` +
       `lookup p50 ${p50.toFixed(1)} ms, p99 ${p99.toFixed(1)} ms, ${missed} of ${LOOKUPS} missed; ` +
-      `${tables.toFixed(0)} nodes in a table, ${rssMiB.toFixed(0)} MiB in all\n`,
+      `${tables.toFixed(0)} nodes in a table and ${connections.toFixed(0)} connected, ${rssMiB.toFixed(0)} MiB in all\n`,
   )
 }
 const ten = all.find(({ size }) => size === 10)

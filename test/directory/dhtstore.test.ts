@@ -53,3 +53,13 @@ t.test('of everything else, what was not asked for longest goes first', async (t
     [true, false, true, true],
   )
 })
+
+t.test('a value that is too large is not kept', async (t) => {
+  const { store } = make({ valueBytes: 100 })
+  store.put('/dht/record/a', Buffer.alloc(100))
+  t.throws(() => store.put('/dht/record/b', Buffer.alloc(101)), /101 bytes/)
+  t.same(
+    ['/dht/record/a', '/dht/record/b'].map((key) => store.has(key)),
+    [true, false],
+  )
+})

@@ -78,9 +78,33 @@ t.test('while all are down the last answer stands, and one that is up is believe
   t.same(told, [], 'for as long as it takes')
   sightings.state(1, true, 1_000_000)
   say(1, [], true, [], 1_000_000)
-  sightings.sweep(1_000_000)
-  t.same(told.splice(0), ['ann gone'], 'the one that is up does not know it, and the other was down for longer')
+  sightings.sweep(1_009_999)
+  t.same(told, [], 'it may have been started a moment ago, and ann may be about to come')
+  sightings.sweep(1_010_000)
+  t.same(told.splice(0), ['ann gone'], 'the one that is up has not heard of it for a lease, and the other is down')
 })
+
+t.test(
+  'what a directory listed that is down is forgotten only on the word of another one about that name',
+  async (t) => {
+    const { sightings, say, told } = make()
+    for (const directory of [0, 1]) sightings.state(directory, true, 0)
+    say(0, [sighting(record(ann))])
+    sightings.state(0, false, 1000)
+    sightings.sweep(1_000_000)
+    t.same(told, [], 'the other one is up, and was asked, and has not answered')
+    say(1, [], true, [], 1_000_000)
+    sightings.state(1, false, 1_005_000)
+    sightings.state(1, true, 1_006_000)
+    sightings.sweep(1_020_000)
+    t.same(told, [], 'what it said before it was lost is no word of the one that came back')
+    t.same(say(1, [sighting(record(bob))], true, [], 1_020_000), ['bob 1 here private'])
+    sightings.sweep(1_029_999)
+    t.same(told, [])
+    sightings.sweep(1_030_000)
+    t.same(told, ['ann gone'])
+  },
+)
 
 t.test('what the disk remembers is used, confirmed or dropped', async (t) => {
   const { sightings, say, told } = make(['local'])

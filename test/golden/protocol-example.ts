@@ -4,7 +4,8 @@
  */
 import { createHmac } from 'node:crypto'
 import { createIdentity, type Identity, verify } from '../../src/identity.js'
-import { Handshake, type Hello, type Proofs } from '../../src/link.js'
+import { Handshake, type Hello } from '../../src/link.js'
+import type { Proofs } from '../../src/membership.js'
 import type { SpaceId } from '../../src/message.js'
 import { encodeBody, encodeMeta, encodeValue, FRAME, PacketWriter, writeData } from '../../src/transport/frame.js'
 import { packetHeader } from '../../src/transport/packet.js'

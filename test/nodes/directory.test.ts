@@ -14,7 +14,7 @@ t.setTimeout(90_000)
 
 interface Running {
   readonly child: ChildProcess
-  readonly ready: { event: string; peerId: string; listen: string[]; data: string; pid: number }
+  readonly ready: { event: string; peerId: string; listen: string[]; http: string | null; data: string; pid: number }
   readonly ended: Promise<number | null>
 }
 
@@ -104,4 +104,53 @@ t.test('a file of endpoints, in YAML, is watched', async (t) => {
   await eventually(async () => (await json(two.cwd, 'status')).directory.servers[0].state === 'down')
   t.equal((await json(two.cwd, 'peers'))[0]?.state, 'up', 'the last answer stands')
   t.match((await client(two.cwd, 'status')).stdout, /its last answer is used/)
+})
+
+t.test('whoever watches a directory is told by HTTP, where that is asked for', async (t) => {
+  const { ready, child, ended } = await startDirectory(t, folder(t), ['--http', '127.0.0.1:0'])
+  const get = async (path: string) => {
+    const answer = await fetch(`${ready.http}${path}`)
+    return { status: answer.status, text: await answer.text() }
+  }
+  t.match(await get('/healthz'), { status: 200, text: '{"status":"ok"}' })
+  t.match(await get('/readyz'), { status: 200, text: '{"status":"ready"}' })
+  const sidecar = await startSidecar(t, ['--directory', ready.listen[0]!])
+  await eventually(async () => (await json(sidecar.cwd, 'status')).directory.servers[0].isAnnounced)
+  const { status, text } = await get('/metrics')
+  t.equal(status, 200)
+  for (const line of [
+    'peerpost_directory_here 1',
+    'peerpost_directory_away 0',
+    'peerpost_directory_connections 1',
+    /^peerpost_directory_announcements_total [1-9]/m,
+    'peerpost_http_requests_total{method="GET",route="/readyz",status="200"} 1',
+  ])
+    t.match(text, line)
+  t.match(await get('/v1/status'), { status: 404 })
+  t.equal((await fetch(`${ready.http}/healthz`, { method: 'POST' })).status, 405)
+  child.kill('SIGTERM')
+  t.equal(await ended, 0)
+})
+
+t.test('a directory answers no HTTP unless it is asked to, and says which flag helps', async (t) => {
+  const home = folder(t)
+  const first = await startDirectory(t, home)
+  t.equal(first.ready.http, null)
+  const second = await startDirectory(t, folder(t), ['--http', '127.0.0.1:0'])
+  const taken = new URL(second.ready.http!).host
+  const third = await client(folder(t), 'directory', '--listen', 'tcp://127.0.0.1:0', '--http', taken)
+  t.match(third, { code: 1, stderr: /is taken by another program.*--http/ })
+  t.match((await client(home, 'sidecar', '--help')).stdout, /dht:MULTIADDR/)
+})
+
+t.test('doctor says what is wrong with a distributed directory', async (t) => {
+  const lone = await startSidecar(t, ['--directory', 'dht:'])
+  await eventually(async () => (await json(lone.cwd, 'status')).directory.servers[0].isAnnounced, 'the lone node')
+  t.match((await client(lone.cwd, 'doctor')).stdout, /ok +directory +dht: is up and knows this peer: no other node/)
+  const lost = await startSidecar(t, ['--directory', 'dht:/ip4/127.0.0.1/tcp/1'])
+  await eventually(
+    async () => (await json(lost.cwd, 'status')).directory.servers[0].state === 'down',
+    'that nobody answers',
+  )
+  t.match((await client(lost.cwd, 'doctor')).stdout, /fail +directory +dht:.* is down: .*start a node that dht: names/)
 })

@@ -186,9 +186,9 @@ t.test('settling: nack comes again, reject is a dead letter, extend gives time, 
   const id = await send(api)
   const [first] = await pull(api)
   t.equal((await settle(first!.token, 'nack', { delay: '0ms', reason: 'later' })).status, 204)
-  const [second] = await pull(api, '?lease=40ms')
+  const [second] = await pull(api, '?lease=5s')
   t.match(second, { id, attempt: 2, redelivered: true })
-  t.equal((await settle(second!.token, 'extend', { by: '60ms' })).status, 204)
+  t.equal((await settle(second!.token, 'extend', { by: '1s' })).status, 204)
   t.match(await settle(second!.token, 'extend'), { status: 400, json: { code: 'OPTION_INVALID' } })
   const [third] = await pull(api, '?wait=5s')
   t.match(third, { id, attempt: 3 }, 'the lease ended, so it comes again')
@@ -244,7 +244,7 @@ t.test('status, peers, routes, probes and metrics', async (t) => {
     status: 200,
     json: { state: 'open', routes: [{ name: 'orders', pending: 1 }], deliveriesOut: 0 },
   })
-  t.same((await api.call('GET', '/v1/peers')).json, { peers: [] })
+  t.same((await api.call('GET', '/v1/peers')).json, { peers: [], away: [] })
   t.match((await api.call('GET', '/v1/routes')).json, { routes: [{ name: 'orders', accepted: 1 }] })
   t.match((await api.call('POST', '/v1/peers/12D3KooX/declare-lost')).json, { freed: 0 })
   t.match(await api.call('GET', '/v1/messages/none'), { status: 404, json: { code: 'MESSAGE_UNKNOWN' } })

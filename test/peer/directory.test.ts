@@ -1,7 +1,8 @@
 /** Peers that know nothing but a directory. */
 import t from 'tap'
+import { libp2pTransport } from '../../src/transport/libp2p.js'
 import { startServer } from '../directory/server.js'
-import { eventually, gate, open, within } from './mesh.js'
+import { eventually, gate, open, routeOf, within } from './mesh.js'
 
 const listen = ['tcp://127.0.0.1:0']
 
@@ -42,3 +43,31 @@ t.test('a request finds who answers', async (t) => {
   const client = await open(t, { directory: [url] })
   t.equal(await client.request('double', 21, { timeoutMs: 5000 }), 42)
 })
+
+for (const endpoint of ['zmq+tcp://127.0.0.1:0', '/ip4/127.0.0.1/tcp/0'])
+  t.test(`a record that names only ${endpoint} is dialed by a peer with no endpoint of its own`, async (t) => {
+    const { url } = await startServer(t)
+    const consumer = await open(t, { listen: [endpoint], directory: [url] })
+    consumer.consume('orders', () => {})
+    const sender = await open(t, { directory: [url] })
+    t.equal(await within((await sender.send('orders', 1)).done, 'the message'), 'done')
+    t.equal(sender.status().peers[0]?.state, 'up')
+  })
+
+t.test(
+  'where the package for an endpoint is missing, the status says so and the next endpoint is dialed',
+  async (t) => {
+    const { url } = await startServer(t)
+    const load = (): Promise<never> => Promise.reject(new Error("Cannot find package 'libp2p'\nimported from here"))
+    const sender = await open(t, { directory: [url], transports: [libp2pTransport({ load })] })
+    const consumer = await open(t, { listen: ['/ip4/127.0.0.1/tcp/0'], directory: [url] })
+    consumer.consume('orders', () => {})
+    const receipt = await sender.send('orders', 1)
+    const missing = /TRANSPORT_MISSING: .*npm install libp2p/
+    await eventually(() => sender.status().directory!.refused.some((says) => missing.test(says)), 'why')
+    t.match(routeOf(sender, 'orders')?.waitingFor, missing)
+    const both = await open(t, { listen: ['/ip4/127.0.0.1/tcp/0', ...listen], directory: [url] })
+    both.consume('orders', () => {})
+    t.equal(await within(receipt.done, 'the one that can be dialed'), 'done')
+  },
+)

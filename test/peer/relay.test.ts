@@ -1,8 +1,11 @@
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import t from 'tap'
 import type { Message, Peer, Receipt } from '../../src/message.js'
 import type { PeerOptions } from '../../src/options.js'
-import { eventually, folder, isConserved, open, routeOf, within } from './mesh.js'
+import { eventually, folder, gate, hasConsumers, isConserved, open, routeOf, within } from './mesh.js'
 
+t.setTimeout(90_000)
 const LISTEN = ['tcp://127.0.0.1:0']
 
 /** A relay, with what makes it one. */
@@ -114,4 +117,134 @@ t.test('a request and its reply pass a relay between two who do not know each ot
   const answerer = await open(t, { peers: hub.endpoints })
   answerer.respond('double', ({ body }) => Number(body) * 2)
   t.equal(await within(asker.request('double', 21, { timeoutMs: 5000 }), 'the reply'), 42)
+})
+
+t.test(
+  'with relay-if-away a relay has what nobody is there to take, and the rest of its key until that is done',
+  async (t) => {
+    const hub = await relay(t)
+    const sender = await open(t, { peers: hub.endpoints, listen: LISTEN })
+    const seen: unknown[] = []
+    const come = async (): Promise<Peer> => {
+      const consumer = await open(t, { peers: [...sender.endpoints, ...hub.endpoints] })
+      consumer.consume('work', async ({ body }) => {
+        if (body === 1) await held.promise
+        seen.push(body)
+      })
+      await hasConsumers(sender, 'work')
+      return consumer
+    }
+    const held = gate()
+    const first = await come()
+    t.equal(await within((await sender.send('work', 0, { key: 'k' })).done, 'the first one'), 'done')
+    t.equal(routeOf(hub, 'work')?.accepted ?? 0, 0, 'it went straight')
+    await first.close()
+    await eventually(() => routeOf(sender, 'work')?.consumers.length === 0)
+    for (const n of [1, 2, 3]) await sender.send('work', n, { key: 'k' })
+    t.equal(routeOf(sender, 'work')?.relayed, 0, 'a consumer that is started anew is waited for')
+    await eventually(() => routeOf(sender, 'work')?.relayed === 3)
+    await come()
+    const late = [await sender.send('work', 4, { key: 'k' }), await sender.send('work', 5, { key: 'k' })]
+    await eventually(() => routeOf(sender, 'work')?.relayed === 5)
+    held.open()
+    await within(Promise.all(late.map(({ done }) => done)), 'the ends')
+    t.same(seen, [0, 1, 2, 3, 4, 5])
+    await within((await sender.send('work', 6, { key: 'k' })).done, 'the last one')
+    t.equal(routeOf(hub, 'work')?.accepted, 5, 'once the relay has told the end, the key goes straight again')
+  },
+)
+
+t.test('a key waits for the relay that has some of it; what has no key goes to another one', async (t) => {
+  const folders = [folder(t, 'a'), folder(t, 'b')]
+  const hubs = [await relay(t, { dataDir: folders[0]! }), await relay(t, { dataDir: folders[1]! })]
+  const endpoints = hubs.flatMap((hub) => hub.endpoints)
+  const sender = await open(t, { peers: endpoints, via: 'relay', dataDir: folder(t, 'sender') })
+  await eventually(() => sender.status().peers.filter(({ state }) => state === 'up').length === 2)
+  for (const n of [0, 1]) await sender.send('work', n, { key: 'k' })
+  await eventually(() => routeOf(sender, 'work')?.relayed === 2)
+  const [at] = hubs.map((hub, i) => ({ hub, i })).filter(({ hub }) => routeOf(hub, 'work')?.pending === 2)
+  t.ok(at, 'one relay has both')
+  const other = hubs[1 - at!.i]!
+  await at!.hub.close()
+  await eventually(() => sender.status().peers.filter(({ state }) => state === 'up').length === 1)
+  await sender.send('work', 2, { key: 'k' })
+  await sender.send('work', 'free')
+  await eventually(() => routeOf(other, 'work')?.pending === 1)
+  await eventually(() => routeOf(sender, 'work')?.pending === 1, 'that the one with the key waits alone')
+  const seen: unknown[] = []
+  const back = await relay(t, { dataDir: folders[at!.i]!, listen: [...at!.hub.endpoints] })
+  const consumer = await open(t, { peers: [...back.endpoints, ...other.endpoints], dataDir: folder(t, 'consumer') })
+  consumer.consume('work', ({ body }) => void seen.push(body))
+  await eventually(() => seen.length === 4)
+  t.same(
+    seen.filter((body) => body !== 'free'),
+    [0, 1, 2],
+  )
+})
+
+t.test('a relay that lost its store: the range is reported, counted, and said to be unknown', async (t) => {
+  const dataDir = folder(t, 'relay')
+  const hub = await relay(t, { dataDir })
+  const sender = await open(t, { peers: hub.endpoints, via: 'relay', dataDir: folder(t, 'sender') })
+  const lost: string[] = []
+  sender.on('stateLoss', ({ verdict, range }) => void lost.push(`${verdict} ${range}`))
+  const receipts = [await sender.send('work', 1, { key: 'k' }), await sender.send('work', 2, { key: 'k' })]
+  await eventually(() => routeOf(sender, 'work')?.relayed === 2)
+  await hub.close()
+  const key = readFileSync(join(dataDir, 'identity.key'))
+  rmSync(dataDir, { recursive: true })
+  mkdirSync(dataDir, { mode: 0o700 })
+  writeFileSync(join(dataDir, 'identity.key'), key, { mode: 0o600 })
+  const again = await relay(t, { dataDir, listen: [...hub.endpoints] })
+  t.equal(again.id, hub.id)
+  await eventually(() => routeOf(sender, 'work')?.lost === 2)
+  t.ok(
+    lost.some((line) => line.includes('2 messages of queue "work"')),
+    lost.join('; '),
+  )
+  await eventually(async () => (await sender.outcome(receipts[0]!.id)) === 'unknown')
+  t.ok(isConserved(routeOf(sender, 'work')!))
+  await sender.send('work', 3, { key: 'k' })
+  await eventually(() => routeOf(again, 'work')?.pending === 1, 'its key goes on')
+})
+
+t.test('a relay that never comes back is declared lost', async (t) => {
+  const hub = await relay(t)
+  const sender = await open(t, { peers: hub.endpoints, via: 'relay' })
+  await sender.send('work', 1, { key: 'k' })
+  await eventually(() => routeOf(sender, 'work')?.relayed === 1)
+  await hub.close()
+  await eventually(() => sender.status().peers.every(({ state }) => state !== 'up'))
+  await sender.send('work', 2, { key: 'k' })
+  t.equal(sender.declareLost(hub.id).freed, 1)
+  const other = await relay(t, { listen: [...hub.endpoints] })
+  await eventually(() => routeOf(other, 'work')?.pending === 1)
+  await eventually(() => routeOf(sender, 'work')?.relayed === 1)
+  t.equal(routeOf(sender, 'work')?.lost, 1)
+})
+
+t.test('a relay is nothing else, and who is something else is no relay', async (t) => {
+  const hub = await relay(t)
+  t.throws(() => hub.consume('work', () => {}), { code: 'OPTION_INVALID', message: /relay/ })
+  t.throws(() => hub.relay(), { code: 'OPTION_INVALID' })
+  const consumer = await open(t)
+  consumer.consume('work', () => {})
+  t.throws(() => consumer.relay(), { code: 'OPTION_INVALID', message: /consumes queue "work"/ })
+  await t.rejects(open(t, { via: 'pigeon' as never }), { code: 'OPTION_INVALID', message: /relay-if-away/ })
+  await t.rejects(consumer.send('q', 1, { via: 'pigeon' as never }), { code: 'OPTION_INVALID' })
+})
+
+t.test('a relay without room takes nothing more, and goes on once there is room', async (t) => {
+  const hub = await relay(t, { quotaBytes: 1024 * 1024, dataDir: folder(t, 'relay') })
+  const sender = await open(t, { peers: hub.endpoints, via: 'relay', dataDir: folder(t, 'sender') })
+  for (let n = 0; n < 40; n++) await sender.send('work', Buffer.alloc(64 * 1024, n), { key: 'k' })
+  await eventually(() => (routeOf(hub, 'work')?.pending ?? 0) > 3)
+  const seen: number[] = []
+  const consumer = await open(t, { peers: hub.endpoints, dataDir: folder(t, 'consumer') })
+  consumer.consume<Buffer>('work', ({ body }) => void seen.push(body[0]!))
+  await eventually(() => seen.length === 40, 'all of it', 20_000)
+  t.same(
+    seen,
+    Array.from({ length: 40 }, (_, n) => n),
+  )
 })

@@ -179,6 +179,18 @@ export const HUNTS: readonly Hunt[] = [
     tune: (o) => ({ ...calm(o, ['b']), handler: slow, work: { ...PLAIN_WORK, ttlRate: 1, ttlMs: 400 } }),
   },
   { rule: 'P8', off: ['tellFinished'], tune: (o) => ({ ...calm(o, ['b', 'c']), messages: 200 }) },
+  {
+    rule: 'P8',
+    off: ['toldApart'],
+
+    // The holder of a dead letter forgets that it is finished, and the sender goes back to before it was dead.
+    tune: (o) => {
+      const options = struck(calm(o, ['b', 'c']), 'power', 'b', 3, 300)
+      const restore = { kind: 'restore', at: 5600, node: 'a', forMs: 200, backMs: 1000 + (o.seed % 40) * 100 } as const
+      const faults = [...options.faults, restore]
+      return { ...options, faults, messages: 120, handler: { ...slow, rejectRate: 0.3 } }
+    },
+  },
   { rule: 'P9', off: ['checkLineage'], tune: (o) => struck(calm(o, ['b']), 'restore', 'b', 2, 300) },
   {
     rule: 'P10',

@@ -196,21 +196,25 @@ export class SimNetwork {
     }
   }
 
-  /** Partitions `hosts`. The choice of who is cut off comes from `rng`. */
-  partition(mode: PartitionMode, hosts: readonly string[], rng: Rng): void {
+  /** Partitions `hosts`. The choice of who is cut off comes from `rng`. Gives what ends this partition and no other. */
+  partition(mode: PartitionMode, hosts: readonly string[], rng: Rng): () => void {
     this.#count(`partition ${mode}`)
     const order = rng.shuffle(hosts)
+    const pairs: Array<readonly [from: string, to: string]> = []
     const stall = (a: string, b: string): void => {
-      this.setStalled(a, b, true)
-      if (mode !== 'asymmetric') this.setStalled(b, a, true)
+      pairs.push([a, b])
+      if (mode !== 'asymmetric') pairs.push([b, a])
     }
-    if (mode === 'asymmetric' || mode === 'isolate') {
-      for (const other of order.slice(1)) stall(order[0]!, other)
-      return
+    if (mode === 'asymmetric' || mode === 'isolate') for (const other of order.slice(1)) stall(order[0]!, other)
+    else {
+      const bridge = mode === 'bridge' ? 1 : 0
+      const middle = Math.ceil((order.length - bridge) / 2) + bridge
+      for (const a of order.slice(bridge, middle)) for (const b of order.slice(middle)) stall(a, b)
     }
-    const bridge = mode === 'bridge' ? 1 : 0
-    const middle = Math.ceil((order.length - bridge) / 2) + bridge
-    for (const a of order.slice(bridge, middle)) for (const b of order.slice(middle)) stall(a, b)
+    for (const [from, to] of pairs) this.setStalled(from, to, true)
+    return () => {
+      for (const [from, to] of pairs) this.setStalled(from, to, false)
+    }
   }
 
   /** Ends all partitions. */

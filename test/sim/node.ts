@@ -432,6 +432,11 @@ function watchMarks(turn: Turn, seat: Seat): void {
     if (outbox.elided > elided) seat.mark('write elided')
     elided = outbox.elided
   }
+  const ack = outbox.ack.bind(outbox)
+  outbox.ack = (...said) => {
+    if (said[4] === 'told') seat.mark('over by hearsay')
+    ack(...said)
+  }
   const { exchange } = turn
   const withdraw = exchange.events.withdraw.bind(exchange.events)
   exchange.events.withdraw = (...letter) => {

@@ -1,6 +1,5 @@
 /** The keys of the simulated world, which are make-believe: a signature is the signer's name. */
-import type { RecordProofs } from '../../src/directory/record.js'
-import type { Proofs } from '../../src/link.js'
+import type { Proofs } from '../../src/membership.js'
 import type { PeerId } from '../../src/message.js'
 
 export const peerOf = (name: string): PeerId => `peer-${name}` as PeerId
@@ -20,5 +19,5 @@ function proofs(name: string, signature: (peer: string) => Buffer): Proofs {
 export const proofsOf = (name: string): Proofs => proofs(name, (peer) => Buffer.from(`signed by ${peer}`))
 
 /** A record's signature has a fixed length. */
-export const recordProofsOf = (name: string): RecordProofs =>
+export const recordProofsOf = (name: string): Proofs =>
   proofs(name, (peer) => Buffer.from(`signed by ${peer}`.padEnd(64)))

@@ -96,7 +96,13 @@ export const MARKS = [
 ] as const
 
 /** Seen in longer hunts only, or by tests of their own. */
-export const RARE_MARKS = ['dead letter withdrawn', 'FENCED', 'DUPLICATE_IDENTITY', 'STALE_ROUTE'] as const
+export const RARE_MARKS = [
+  'dead letter withdrawn',
+  'over by hearsay',
+  'FENCED',
+  'DUPLICATE_IDENTITY',
+  'STALE_ROUTE',
+] as const
 
 /** A table for people: each mark, how often it was come past, and in how many seeds. */
 export function* markTable({ times, inSeeds, count }: SeedRun): Iterable<string> {

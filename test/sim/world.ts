@@ -305,12 +305,11 @@ class World {
     else if (fault.kind === 'directory') this.#directories.lose(fault.directory, fault.forMs, fault.keeps)
     else if (fault.kind === 'apart') this.#directories.part(fault.directory, fault.nodes, fault.forMs)
     else if (fault.kind === 'partition') {
-      this.network.partition(
-        fault.mode,
-        this.#options.nodes.map((node) => node.name),
-        rng,
-      )
-      this.kernel.after(fault.forMs, 'partition ends', () => this.network.heal())
+      const hosts = this.#options.nodes.map((node) => node.name)
+      const end = this.network.partition(fault.mode, hosts, rng)
+      // Who is cut off from a directory stays so; without any, all that is cut ends together, as it did in kept runs.
+      const { directories } = this.#options
+      this.kernel.after(fault.forMs, 'partition ends', () => (directories ? end() : this.network.heal()))
     } else {
       const machine = this.#machines.get(fault.node)
       if (machine !== undefined) this.#strikeNode(fault, machine, snapshot)

@@ -42,7 +42,7 @@ t.test('peers that name no address of each other send, publish and ask', async (
   mailer.respond('stock', (message) => ({ left: message.body }))
   t.equal(await within(waiting.done, 'what was sent before anybody came'), 'done')
   const late = await open(t, { name: 'late', listen, directory: others })
-  t.same(await late.request('stock', 3, { timeoutMs: 8000 }), { left: 3 })
+  t.same(await late.request('stock', 3, { timeoutMs: 30_000 }), { left: 3 })
   await isUp(late)
   await late.publish('order.created', { order: 8 })
   t.same(await within(heard.promise, 'the publication'), { order: 8 })

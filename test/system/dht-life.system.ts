@@ -39,6 +39,19 @@ function recordOf(identity: Identity, sequence: number): Buffer {
 const announce = (directory: DhtDirectory, record: Buffer): Promise<unknown> =>
   within(new Promise((done) => directory.announce(record, done)), 'an answer to the announcement')
 
+/** Announces a record again and again until it was heard of: on a busy machine its lease may be over before. */
+const announceUntil = (
+  directory: DhtDirectory,
+  record: Buffer,
+  isHeard: () => boolean,
+  what: string,
+): Promise<boolean> =>
+  eventually(async () => {
+    if (isHeard()) return true
+    await announce(directory, record)
+    return isHeard()
+  }, what)
+
 t.test('who dies is gone with its lease and not before, and found again when it returns', async (t) => {
   const watcher = await node(t)
   const seed = watcher.addresses[0]!
@@ -46,20 +59,20 @@ t.test('who dies is gone with its lease and not before, and found again when it 
   watcher.watch(ORDERS, '', (change) => changes.push(change))
   const identity = createIdentity()
   const first = await node(t, seed, identity)
-  await announce(first, recordOf(identity, 1))
-  await eventually(() => changes.some(({ present }) => present.length === 1), 'the first life')
+  const isThere = (): boolean => changes.at(-1)?.present.length === 1
+  await announceUntil(first, recordOf(identity, 1), isThere, 'the first life')
   const renewedAt = systemClock.now()
   await announce(first, recordOf(identity, 1))
   // It ends without a word: closing does not withdraw.
   await first.close()
-  await eventually(() => changes.some(({ gone }) => gone.includes(identity.peerId)), 'its end')
+  await eventually(() => changes.at(-1)!.gone.includes(identity.peerId), 'its end')
   t.ok(systemClock.now() - renewedAt >= LEASE_MS * 0.9, 'a lost connection alone ends nobody')
   const second = await node(t, seed, identity)
-  await announce(second, recordOf(identity, 2))
-  await eventually(() => {
+  const isBack = (): boolean => {
     const [found] = changes.at(-1)!.present
     return found?.kind === 'record' && readRecord(found.record)?.sequence === 2
-  }, 'the second life')
+  }
+  await announceUntil(second, recordOf(identity, 2), isBack, 'the second life')
 })
 
 t.test('a name that nobody is noted under is not asked for more than once a second', async (t) => {
@@ -76,5 +89,5 @@ t.test('a lone node that nobody has joined answers its own questions at once', a
   const began = systemClock.now()
   const answer = await new Promise<Change | null>((done) => lone.resolve(ORDERS, done))
   t.match(answer, { isWhole: true, present: [] })
-  t.ok(systemClock.now() - began < 2000)
+  t.ok(systemClock.now() - began < 4000, 'it does not wait for the time of a search')
 })
