@@ -137,7 +137,10 @@ export class Exchange {
       owner: check.text(owner),
     }
     link.laneIds.set(check.u32(lane), { space: bytes, route })
-    link.inLanes.set(check.u32(lane), inbox.declareLane(link.peer, space, bytes, epoch, route, destination))
+    link.inLanes.set(
+      check.u32(lane),
+      inbox.declareLane(link.peer, space, bytes, epoch, route, destination, hello?.storeId),
+    )
   }
 
   #data(link: LinkConnection, packet: Buffer, start: number, end: number): void {

@@ -51,12 +51,24 @@ export type Verdict =
   /** An operator forgot its space. */
   | 'stale'
 
+/** What a peer sent in this epoch or before is refused (rule P11). */
+interface Floor {
+  readonly epoch: number
+  /** Of which store of that peer; empty where it is of any. A store that was made anew shares no space with another one. */
+  readonly store: string
+}
+
+const NO_FLOOR: Floor = { epoch: 0, store: '' }
+
+const isBelow = (floor: Floor, epoch: number, store: string): boolean =>
+  epoch <= floor.epoch && (floor.store === '' || floor.store === store)
+
 export class Inbox {
   readonly consumers = new Map<string, LocalConsumer>()
   readonly lanes = new Map<string, InLane>()
   readonly #lanesOf = new Map<PeerId, Set<InLane>>()
   readonly #tombstones = new Map<SpaceId, rows.TombstoneRow>()
-  readonly #floors = new Map<PeerId, number>()
+  readonly #floors = new Map<PeerId, Floor>()
   #dirty = new Set<InLane>()
   #changes: Change[] = []
   #consumerNumber = 0
@@ -149,10 +161,12 @@ export class Inbox {
     epoch: number,
     route: number,
     destination: Destination,
+    /** The store that the peer says to have. */
+    store = '',
   ): ConnectionLane {
     const consumer = this.#takerOf(destination)
     const isFinished = this.#tombstones.has(space)
-    const isStale = this.rules.tombstones && !isFinished && epoch <= (this.#floors.get(peer) ?? 0)
+    const isStale = this.rules.tombstones && !isFinished && isBelow(this.floorOf(peer), epoch, store)
     if (isFinished || isStale) return { ...destination, lane: null, isFinished, isStale, consumer }
     const lane = this.#laneOf(peer, space, spaceBytes, epoch, route)
     lane.destination = destination
@@ -446,12 +460,13 @@ export class Inbox {
     if (this.#tombstones.size <= TOMBSTONES_MAX) return
     const [space, oldest] = this.#tombstones.entries().next().value!
     this.#tombstones.delete(space)
-    this.#floors.set(oldest.peer, Math.max(this.#floors.get(oldest.peer) ?? 0, oldest.epoch))
+    const { epoch, store } = this.floorOf(oldest.peer)
+    this.#floors.set(oldest.peer, { epoch: Math.max(epoch, oldest.epoch), store })
     this.#changes.push(rows.remove(rows.tombstoneKey(space)))
   }
 
-  floorOf(peer: PeerId): number {
-    return this.#floors.get(peer) ?? 0
+  floorOf(peer: PeerId): Floor {
+    return this.#floors.get(peer) ?? NO_FLOOR
   }
 
   /** Does a handler, or a commit, have a message of this peer? */
@@ -461,11 +476,11 @@ export class Inbox {
   }
 
   /** An operator forgets a peer's dedup state: what comes from its spaces up to now is refused (rule P11). */
-  forget(peer: PeerId, epoch: number): { lanes: number; spaces: number; floor: number } {
-    let floor = Math.max(this.floorOf(peer), epoch)
+  forget(peer: PeerId, epoch: number, store: string): { lanes: number; spaces: number; floor: Floor } {
+    let last = Math.max(this.floorOf(peer).epoch, epoch)
     const lanes = [...(this.#lanesOf.get(peer) ?? [])]
     for (const lane of lanes) {
-      floor = Math.max(floor, lane.epoch)
+      last = Math.max(last, lane.epoch)
       this.#dirty.delete(lane)
       this.lanes.delete(laneName(lane.space, lane.route))
       this.#changes.push(rows.remove(rows.doneKey(lane.space, lane.route)))
@@ -476,7 +491,7 @@ export class Inbox {
     let spaces = 0
     for (const [space, row] of this.#tombstones) {
       if (row.peer !== peer) continue
-      floor = Math.max(floor, row.epoch)
+      last = Math.max(last, row.epoch)
       spaces++
       this.#tombstones.delete(space)
       this.#changes.push(rows.remove(rows.tombstoneKey(space)))
@@ -485,13 +500,9 @@ export class Inbox {
       consumer.accounts.delete(peer)
       for (const name of consumer.keys.keys()) if (name.startsWith(`${peer}/`)) consumer.keys.delete(name)
     }
+    const floor: Floor = { epoch: last, store }
     this.#floors.set(peer, floor)
     return { lanes: lanes.length, spaces, floor }
-  }
-
-  /** A store that was made anew has no space in common with the one before it. */
-  liftFloor(peer: PeerId): void {
-    this.#floors.delete(peer)
   }
 
   lanesOf(peer: PeerId): Iterable<InLane> {
@@ -562,8 +573,8 @@ export class Inbox {
     this.#tombstones.set(space, row)
   }
 
-  restoreFloor(peer: PeerId, floor: number): void {
-    if (floor > 0) this.#floors.set(peer, floor)
+  restoreFloor(peer: PeerId, epoch: number, store: string): void {
+    if (epoch > 0) this.#floors.set(peer, { epoch, store })
   }
 
   /** A message was tried before the restart: a crash while it ran alone counts as a delivery (G10). */

@@ -75,7 +75,6 @@ export class Incarnations {
       done()
       return
     }
-    if (row && row.storeId !== hello.storeId) this.#turn.store.inbox.liftFloor(hello.peer)
     const earlier = row && row.storeId === hello.storeId ? [...row.earlier, row.space].slice(-16) : []
     const fresh: rows.PeerRow = {
       storeId: hello.storeId,
@@ -83,7 +82,7 @@ export class Incarnations {
       space: hello.space,
       commit: 0,
       earlier,
-      floor: this.#turn.store.inbox.floorOf(hello.peer),
+      ...floorFields(this.#turn.store.inbox.floorOf(hello.peer)),
     }
     this.#turn.store.peers.set(hello.peer, fresh)
     this.#dirtyPeers.add(hello.peer)
@@ -92,11 +91,11 @@ export class Incarnations {
   }
 
   /** An operator forgot a peer: only what refuses its past is left. */
-  forget(peer: PeerId, floor: number): void {
+  forget(peer: PeerId, floor: { readonly epoch: number; readonly store: string }): void {
     const row = this.#turn.store.peers.get(peer)
     if (!row) return
     const { storeId, epoch, space, commit } = row
-    this.#turn.store.peers.set(peer, { storeId, epoch, space, commit, earlier: [], floor })
+    this.#turn.store.peers.set(peer, { storeId, epoch, space, commit, earlier: [], ...floorFields(floor) })
     this.#dirtyPeers.add(peer)
   }
 
@@ -169,3 +168,6 @@ export class Incarnations {
     })
   }
 }
+
+const floorFields = (floor: { epoch: number; store: string }): { floor: number; floorStore?: string } =>
+  floor.store === '' ? { floor: floor.epoch } : { floor: floor.epoch, floorStore: floor.store }

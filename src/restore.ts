@@ -103,7 +103,7 @@ function fill(
   restoreOutbox(facts, outbox, lineage, epoch)
   const peers = new Map<PeerId, rows.PeerRow>()
   eachRow(log, 'peer', (key, value) => peers.set(rows.peerOfKey(key), rows.read<rows.PeerRow>(value)))
-  for (const [peer, row] of peers) inbox.restoreFloor(peer, row.floor)
+  for (const [peer, row] of peers) inbox.restoreFloor(peer, row.floor, row.floorStore ?? '')
   restoreInbox(facts, inbox)
   eachRow(log, 'deadLetter', () => {
     settle.deadLetters++

@@ -154,7 +154,7 @@ t.test(
     const again = inbox.declareLane(PEER, SPACE, SPACE_BYTES, 1, 1, destination)
     t.equal(take(inbox, again, 1).verdict, 'again')
     t.same(inbox.answer(PEER, SPACE, 1, 1, 9).done, [1, 9])
-    inbox.forget(PEER, 1)
+    inbox.forget(PEER, 1, '')
     const stale = inbox.declareLane(PEER, SPACE, SPACE_BYTES, 1, 1, destination)
     t.equal(take(inbox, stale, 1).verdict, 'stale')
     const fresh = inbox.declareLane(PEER, 'ee'.repeat(16) as SpaceId, Buffer.alloc(16, 0xee), 2, 1, destination)

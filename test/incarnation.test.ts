@@ -29,7 +29,7 @@ class Bench {
     const peers = new Map<PeerId, PeerRow>(facts.row ? [[PEER, facts.row]] : [])
     const store = {
       outbox: { gaveTo: () => facts.gaveTo === true, reincarnate: () => {} },
-      inbox: { hasLanesOf: () => facts.hasLanesOf === true, floorOf: () => 0, liftFloor: () => {} },
+      inbox: { hasLanesOf: () => facts.hasLanesOf === true, floorOf: () => ({ epoch: 0, store: '' }) },
       epoch: 3,
       space: space('a'),
       lineage,

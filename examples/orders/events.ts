@@ -28,5 +28,5 @@ export type FromService =
 
 export interface ToService {
   readonly call: number
-  readonly command: 'routes' | 'state' | 'letters' | 'redrive' | 'close'
+  readonly command: 'routes' | 'announced' | 'state' | 'letters' | 'redrive' | 'close'
 }

@@ -117,6 +117,10 @@ export class Fleet {
   /** Starts the services that are there from the beginning, and waits until orders may come in. */
   async open(): Promise<void> {
     await Promise.all(SERVICES.map((name) => this.start(name)))
+    for (const name of SERVICES)
+      await this.#until(`${name} to be announced`, () => this.#call<boolean>(name, 'announced'))
+    // Relays find the subscribers of what they hold.
+    if (this.env['ORDERS_RELAYED'] !== undefined) return
     await Promise.all(SUBSCRIPTIONS.map(([publisher, pattern, group]) => this.subscribed(publisher, pattern, group)))
   }
 
@@ -134,7 +138,7 @@ export class Fleet {
     return this.#until('the messages to be settled', async () => {
       for (const name of [...FLOW, ...[...this.#running.keys()].filter((each) => !FLOW.includes(each))]) {
         const routes = await this.#call<RouteStatus[]>(name, 'routes')
-        if (routes.some((route) => route.pending > 0)) return false
+        if (routes.some((route) => route.pending + route.relayed > 0)) return false
       }
       return true
     })

@@ -39,11 +39,12 @@ export const about = (order: Order): SendOptions => ({ id: order.id, key: order.
 
 /**
  * How the services find each other: each knows the endpoints of those that it hears; or, with ORDERS_DIRECTORY, a directory
- * tells. Nothing else in a service depends on it.
+ * tells. With ORDERS_RELAYED relays hold what is sent. Nothing else in a service depends on it.
  */
 function waysToFind(folder: string, name: string, hears: readonly string[]): PeerOptions {
   const directory = process.env['ORDERS_DIRECTORY']
-  if (directory !== undefined) return { listen: ['tcp://127.0.0.1:0'], directory: [directory] }
+  const via = process.env['ORDERS_RELAYED'] === undefined ? 'direct' : 'relay'
+  if (directory !== undefined) return { listen: ['tcp://127.0.0.1:0'], directory: [directory], via }
   return { listen: [endpointOf(folder, name)], peers: hears.map((service) => endpointOf(folder, service)) }
 }
 
@@ -97,6 +98,7 @@ const readState = (peer: Peer): Promise<Record<string, unknown>> =>
 
 const COMMANDS: Record<ToService['command'], (peer: Peer) => unknown> = {
   routes: (peer) => peer.status().routes,
+  announced: (peer) => peer.status().directory?.servers.every(({ isAnnounced }) => isAnnounced) ?? true,
   state: readState,
   letters: readLetters,
   redrive: (peer) => peer.redrive(),

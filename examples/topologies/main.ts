@@ -66,10 +66,6 @@ async function trade(fleet: Fleet): Promise<Outcome> {
 }
 
 async function run(name: string, { says, start }: Model): Promise<void> {
-  if (start === null) {
-    print(name, 'not in this version')
-    return
-  }
   const folder = mkdtempSync(join(tmpdir(), 'topologies-'))
   const started = await start(folder)
   // The bank answers at once: what is measured is the way of the messages.

@@ -14,26 +14,30 @@ export interface Started {
 
 export interface Model {
   readonly says: string
-  /** Null where this version does not have it. */
-  readonly start: ((folder: string) => Promise<Started>) | null
+  start(folder: string): Promise<Started>
 }
 
 const PROGRAM = fileURLToPath(new URL('../../nodes/main.js', import.meta.url))
 
-/** Runs `peerpost directory` on a free port; its address is in the first line that it prints. */
-async function startDirectory(folder: string): Promise<Started> {
-  const given = ['directory', '--json', '--listen', 'tcp://127.0.0.1:0', '--data', `${folder}/directory`]
+/** Runs a node of peerpost on a free port; its address is in the first line that it prints. */
+async function startProgram(...args: string[]): Promise<{ endpoint: string; end(): Promise<void> }> {
+  const given = [...args, '--json', '--listen', 'tcp://127.0.0.1:0']
   const child: ChildProcess = spawn(process.execPath, [PROGRAM, ...given], { stdio: ['ignore', 'pipe', 'ignore'] })
   const [line] = (await once(createInterface(child.stdout!), 'line')) as [string]
   const { listen } = JSON.parse(line) as { listen: string[] }
   return {
-    env: { ORDERS_DIRECTORY: listen[0]! },
+    endpoint: listen[0]!,
     async end() {
       const ended = once(child, 'exit')
       child.kill('SIGTERM')
       await ended
     },
   }
+}
+
+async function startDirectory(folder: string): Promise<Started> {
+  const { endpoint, end } = await startProgram('directory', '--data', `${folder}/directory`)
+  return { env: { ORDERS_DIRECTORY: endpoint }, end }
 }
 
 const freePort = (): Promise<number> =>
@@ -43,6 +47,20 @@ const freePort = (): Promise<number> =>
       server.close(() => done(port))
     })
   })
+
+/** A directory, and `peerpost relay`, which it tells everybody of. */
+async function startRelay(folder: string): Promise<Started> {
+  const directory = await startDirectory(folder)
+  const url = directory.env['ORDERS_DIRECTORY']!
+  const relay = await startProgram('relay', '--directory', url, '--http', '127.0.0.1:0', '--data', `${folder}/relay`)
+  return {
+    env: { ...directory.env, ORDERS_RELAYED: 'yes' },
+    async end() {
+      await relay.end()
+      await directory.end()
+    },
+  }
+}
 
 /** The services are the directory. One more peer is there before them, so that they have a node to begin with. */
 async function startTable(): Promise<Started> {
@@ -58,5 +76,5 @@ export const MODELS: Readonly<Record<string, Model>> = {
   },
   directory: { says: 'a directory server tells who is where', start: startDirectory },
   dht: { says: 'the services tell each other who is where', start: startTable },
-  relay: { says: 'relays hold the messages of services that sleep', start: null },
+  relay: { says: 'a directory tells who is where, and a relay holds what is sent', start: startRelay },
 }

@@ -190,6 +190,8 @@ export interface PeerRow {
   readonly earlier: readonly SpaceId[]
   /** Everything of this epoch and below was folded away (rule P11). */
   readonly floor: number
+  /** The store that the floor is of, where it is not any store of that peer. */
+  readonly floorStore?: string
 }
 export const peerKey = (peer: string): Buffer => key('peer', peer)
 export const peerOfKey = (at: Buffer): PeerId => at.toString('utf8', 1) as PeerId

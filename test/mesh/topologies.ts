@@ -1,5 +1,8 @@
 /** The topologies that the end-to-end suite runs in: how peers are configured in each, and over which transports. */
+import { mkdtempSync, rmSync } from 'node:fs'
 import { createServer } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import type { Test } from 'tap'
 import { loadParts } from '../../src/directory/dhtnode.js'
 import { openPeer } from '../../src/open.js'
@@ -57,13 +60,16 @@ const dht = (listen: string): MeshFactory => ({
 
 /** As with a directory, and a relay holds what is sent: nobody sends to a consumer itself. */
 const relay = (listen: string): MeshFactory => ({
-  hasRelays: true,
   async create(t) {
     const { url } = await startServer(t)
-    const hub = await openPeer({ name: 'relay', listen: [listen], directory: [url] })
-    t.teardown(() => hub.close({ timeoutMs: 200 }))
+    const dataDir = mkdtempSync(join(tmpdir(), 'peerpost-relay-'))
+    const hub = await openPeer({ name: 'relay', listen: [listen], directory: [url], dataDir, durability: 'process' })
+    t.teardown(async () => {
+      await hub.close({ timeoutMs: 200 })
+      rmSync(dataDir, { recursive: true, force: true })
+    })
     hub.relay()
-    return { options: () => ({ listen: [listen], directory: [url], via: 'relay' }) }
+    return { options: () => ({ listen: [listen], directory: [url], via: 'relay' }), relay: hub }
   },
 })
 

@@ -1,5 +1,5 @@
 /** Forgetting a peer that never comes back, and what becomes of one that does come back. */
-import { readdirSync, rmSync } from 'node:fs'
+import { cpSync, readdirSync, rmSync } from 'node:fs'
 import t, { type Test } from 'tap'
 import * as rows from '../../src/log/rows.js'
 import type { Peer } from '../../src/message.js'
@@ -117,12 +117,18 @@ t.test('the refusal outlives a restart of the peer that forgot', async (t) => {
 })
 
 t.test('a forgotten peer that comes with a new store is as good as a new one', async (t) => {
-  const { consumer, dataDir, options, runs, sender } = await unheard(t)
+  const { consumer, dataDir, options, runs, sender, id } = await unheard(t)
   consumer.forget(sender.id)
+  const backup = folder(t, 'backup')
+  cpSync(dataDir, backup, { recursive: true })
   for (const name of readdirSync(dataDir))
     if (name !== 'identity.key') rmSync(`${dataDir}/${name}`, { recursive: true, force: true })
   const again = await open(t, options)
   t.equal(again.id, sender.id)
   await within(again.send('q', 'new', { until: 'done' }), 'what it sends')
   t.same(runs, ['once', 'new'])
+  await again.close()
+  const restored = await open(t, { ...options, dataDir: backup })
+  await eventually(async () => (await restored.outcome(id)) === 'dead', 'the end of what the old store had sent')
+  t.same(runs, ['once', 'new'], 'the old one, found again, is still refused')
 })
