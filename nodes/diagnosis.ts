@@ -114,9 +114,10 @@ function directories({ directory, peers }: Seen): Finding[] {
       return { check, verdict: 'ok', says: `${url} is up and knows this peer${reason ? `: ${reason}` : ''}` }
     if (state === 'up' && reason === undefined)
       return { check, verdict: 'ok', says: `${url} is up; it takes no announcements, or not yet` }
-    const start = /ECONNREFUSED/.test(reason ?? '') && !url.startsWith('dht:')
-      ? '; nobody listens there: start "peerpost directory", or check the port'
-      : remedyOf(reason)
+    const start =
+      /ECONNREFUSED/.test(reason ?? '') && !url.startsWith('dht:')
+        ? '; nobody listens there: start "peerpost directory", or check the port'
+        : remedyOf(reason)
     const says = `${url} is ${state}: ${reason ?? 'no reason is known'}${start}`
     // With another one up nothing is lost; with none, only those that are known already are found.
     return { check, verdict: isSomeUp ? 'warn' : 'fail', says }
