@@ -199,17 +199,25 @@ export interface RunningSidecar {
 }
 
 /** Starts `peerpost sidecar --json` in a fresh folder on free ports, and waits for its ready line. */
-export async function startSidecar(
+export const startSidecar = (
   t: Teardown,
   args: readonly string[] = [],
   cwd = folder(t),
   env: Record<string, string> = {},
+): Promise<RunningSidecar> => startNode('sidecar', t, args, cwd, env)
+
+/** Starts a node with the HTTP API of a sidecar. */
+export async function startNode(
+  kind: 'sidecar' | 'relay',
+  t: Teardown,
+  args: readonly string[],
+  cwd: string,
+  env: Record<string, string> = {},
 ): Promise<RunningSidecar> {
   const given = [
-    'sidecar',
+    kind,
     '--json',
-    '--listen',
-    'tcp://127.0.0.1:0',
+    ...(args.includes('--listen') ? [] : ['--listen', 'tcp://127.0.0.1:0']),
     ...(args.includes('--http') ? [] : ['--http', '127.0.0.1:0']),
     ...args,
   ]
@@ -229,7 +237,7 @@ export async function startSidecar(
   })
   while (!stdout().includes('\n')) {
     const early = await Promise.race([once(child.stdout, 'data').then(() => null), ended])
-    if (early && !stdout().includes('\n')) throw new Error(`The sidecar ended with ${early.code}: ${stderr()}`)
+    if (early && !stdout().includes('\n')) throw new Error(`The ${kind} ended with ${early.code}: ${stderr()}`)
   }
   const ready = JSON.parse(stdout().split('\n')[0]!) as RunningSidecar['ready']
   return { child, ready, cwd, port: ready.http ? Number(new URL(ready.http).port) : 0, stdout, stderr, ended }
