@@ -6,6 +6,7 @@ import { Program } from './program.js'
 const CONCURRENCY = 8
 
 const program = new Program()
-await program.open({ listen: [program.options.endpoint] })
+const { endpoint, isRelayed } = program.options
+await program.open(isRelayed ? { peers: [endpoint], via: 'relay' } : { listen: [endpoint] })
 for (const queue of [...QUEUES, 'local']) program.consume(queue, CONCURRENCY)
 program.serve(() => ({ unanswered: 0, left: 0 }))

@@ -2,12 +2,14 @@
 import { pause } from './child.js'
 import type { Fault, Node, Trial } from './trial.js'
 
-export type Who = 'sender' | 'receiver' | 'both'
+export type Who = 'sender' | 'receiver' | 'both' | 'relay' | 'all'
 
 const NODES: Readonly<Record<Who, readonly Node[]>> = {
   sender: ['sender'],
   receiver: ['consumer'],
   both: ['sender', 'consumer'],
+  relay: ['relay'],
+  all: ['sender', 'consumer', 'relay'],
 }
 
 /** SIGKILL under load, sometimes again before the process is up; two to four times unless told otherwise. */

@@ -1,7 +1,7 @@
 /**
  * Runs crash trials, one line each:
  *
- *     npm run crash -- --trials 30                        all three kinds of victims in turn, class disk
+ *     npm run crash -- --trials 30                        all kinds of victims in turn, class disk
  *     npm run crash -- --seed 7 --trials 1 --who receiver --class process
  *
  * A trial that fails keeps its folder and prints how to run it again; its kills fall at the same moments, though what
@@ -14,7 +14,8 @@ import { parseArgs } from 'node:util'
 import { crashes, type Who } from './fault.js'
 import { runTrial } from './trial.js'
 
-const WHOS: readonly Who[] = ['sender', 'receiver', 'both']
+/** With a relay between the two: half of the time it is the relay alone that is killed. */
+const WHOS: readonly Who[] = ['sender', 'receiver', 'both', 'relay', 'all', 'relay']
 
 const { values } = parseArgs({
   options: {
@@ -37,7 +38,7 @@ const first = Number(values.seed)
 let failed = 0
 const started = Date.now()
 for (let seed = first; seed < first + Number(values.trials); seed++)
-  await one(seed, (values.who as Who | undefined) ?? WHOS[seed % 3]!)
+  await one(seed, (values.who as Who | undefined) ?? WHOS[seed % WHOS.length]!)
 say(
   `${values.trials} trials, ${failed} failed, ${((Date.now() - started) / 1000 / Number(values.trials)).toFixed(1)} s each`,
 )
@@ -49,9 +50,17 @@ async function one(seed: number, who: Who): Promise<void> {
   const problems: string[] = []
   let seen = ''
   try {
-    const result = await runTrial({ seed, fault: crashes(who), durability, messages, dir })
+    const result = await runTrial({
+      seed,
+      fault: crashes(who),
+      durability,
+      messages,
+      dir,
+      isRelayed: who === 'relay' || who === 'all',
+    })
     const { counts } = result.report
-    const kills = `${result.kills.sender} + ${result.kills.consumer} kills`
+    const { sender, consumer, relay } = result.kills
+    const kills = `${sender} + ${consumer} + ${relay} kills`
     seen = `${kills}, ${counts.attempted} sent, ${counts.acked} accepted, ${result.unknown} unknown, ${counts.recovered} recovered, ${counts.effects} effects, ${counts.dead} dead, ${result.repeated} run again, drained in ${result.drainMs} ms`
     problems.push(...result.problems)
   } catch (error) {

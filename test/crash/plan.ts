@@ -16,7 +16,9 @@ const KEYS = 4
 /** What both programs are told by the parent, as JSON in their first argument. */
 export interface ChildOptions {
   readonly seed: number
-  readonly node: 'sender' | 'consumer'
+  readonly node: 'sender' | 'consumer' | 'relay'
+  /** Everything goes by a relay, which listens in the consumer's place. */
+  readonly isRelayed: boolean
   /** The incarnation of the process, counted from 1: each writes files of its own. */
   readonly life: number
   readonly dir: string

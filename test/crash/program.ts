@@ -62,7 +62,7 @@ export class Program {
   serve(work: () => { unanswered: number; left: number }, end: () => void = () => {}): void {
     const timer = setInterval(() => {
       const { routes, peers } = this.peer.status()
-      const pending = routes.reduce((sum, route) => sum + route.pending, 0)
+      const pending = routes.reduce((sum, route) => sum + route.pending + route.relayed, 0)
       this.tell({ kind: 'state', pending, isUp: peers.some(({ state }) => state === 'up'), ...work() })
     }, STATE_MS)
     const close = async (): Promise<void> => {

@@ -80,7 +80,7 @@ function pace(): void {
 
 const left = (): number => messages - next + again.length
 
-await program.open({ peers: [options.endpoint] })
+await program.open({ peers: [options.endpoint], ...(options.isRelayed ? { via: 'relay' } : {}) })
 program.consume('back', 4)
 resume(journal.earlier)
 for (const planned of again.splice(0)) start(planned)

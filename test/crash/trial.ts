@@ -26,6 +26,8 @@ export interface TrialOptions {
   readonly durability: 'process' | 'disk'
   readonly messages: number
   readonly deadly?: Deadly
+  /** A relay stands between the two. */
+  readonly isRelayed?: boolean
   /** An empty folder; the caller removes it. */
   readonly dir: string
 }
@@ -34,7 +36,7 @@ export interface TrialResult {
   /** Empty when every guarantee held. */
   readonly problems: readonly string[]
   readonly report: CheckReport
-  readonly kills: Readonly<Record<'sender' | 'consumer', number>>
+  readonly kills: Readonly<Record<Node, number>>
   /** Values whose handler ran more than once. */
   readonly repeated: number
   /** Calls of the sender that nobody answered. */
@@ -47,7 +49,8 @@ export interface TrialResult {
 const DRAIN_WITHIN_MS = 20_000
 /** Calls of the sender under way at a time. */
 const OUTSTANDING = 64
-const NODES = ['sender', 'consumer'] as const
+const nodesOf = ({ isRelayed }: Pick<TrialOptions, 'isRelayed'>): readonly Node[] =>
+  isRelayed ? ['sender', 'consumer', 'relay'] : ['sender', 'consumer']
 
 /** Runs one trial. Rejects when a process does not do what it is told, with a sentence that says which. */
 export async function runTrial(options: TrialOptions): Promise<TrialResult> {
@@ -77,19 +80,22 @@ export class Trial {
   readonly rng: Rng
   readonly #endpoint: string
   readonly #children = new Map<Node, Child>()
-  readonly #lives = { sender: 0, consumer: 0 }
-  readonly #kills = { sender: 0, consumer: 0 }
+  readonly #nodes: readonly Node[]
+  readonly #lives = { sender: 0, consumer: 0, relay: 0 }
+  readonly #kills = { sender: 0, consumer: 0, relay: 0 }
   /** What the parent adds to the history, and what each process said of its incarnation. */
   readonly #events: HistoryEvent[] = []
-  readonly #epochs: Record<Node, number[]> = { sender: [], consumer: [] }
+  readonly #epochs: Record<Node, number[]> = { sender: [], consumer: [], relay: [] }
 
   constructor(options: TrialOptions, endpoint: string) {
     this.options = options
     this.#endpoint = endpoint
+    this.#nodes = nodesOf(options)
     this.rng = new Rng(options.seed).fork('kills')
   }
 
   async run(): Promise<TrialResult> {
+    if (this.options.isRelayed) this.start('relay')
     this.start('consumer')
     this.start('sender')
     await this.child('sender').until('its store is open', () => this.child('sender').state !== null)
@@ -99,8 +105,7 @@ export class Trial {
     await this.#drain(heal)
     const drainMs = Date.now() - heal
     this.#note({ f: 'drained' })
-    await this.child('sender').close()
-    await this.child('consumer').close()
+    for (const node of this.#nodes) await this.child(node).close()
     return { ...(await this.#judge()), kills: { ...this.#kills }, drainMs }
   }
 
@@ -124,8 +129,17 @@ export class Trial {
   }
 
   childOptions(node: Node, life: number): ChildOptions {
-    const { seed, dir, durability, messages, deadly } = this.options
-    const shared = { seed, dir, durability, messages, deadly, endpoint: this.#endpoint, outstanding: OUTSTANDING }
+    const { seed, dir, durability, messages, deadly, isRelayed = false } = this.options
+    const shared = {
+      isRelayed,
+      seed,
+      dir,
+      durability,
+      messages,
+      deadly,
+      endpoint: this.#endpoint,
+      outstanding: OUTSTANDING,
+    }
     return { ...shared, node, life }
   }
 
@@ -156,25 +170,23 @@ export class Trial {
       return state !== null && state.pending === 0 && state.unanswered === 0 && state.left === 0
     }
     for (;;) {
-      for (const node of NODES) await this.child(node).until('it is idle', () => isIdle(node), DRAIN_WITHIN_MS)
+      for (const node of this.#nodes) await this.child(node).until('it is idle', () => isIdle(node), DRAIN_WITHIN_MS)
       // One may have given work to the other meanwhile: both say so again, from now on.
       for (const child of this.#children.values()) child.state = null
       for (const child of this.#children.values()) await child.until('it tells its state', () => child.state !== null)
-      if (NODES.every(isIdle)) return
+      if (this.#nodes.every(isIdle)) return
       if (Date.now() - since > DRAIN_WITHIN_MS) throw new Error(`No end after ${Date.now() - since} ms.`)
     }
   }
 
   async #judge(): Promise<Omit<TrialResult, 'kills' | 'drainMs'>> {
     const { dir, durability, seed, deadly } = this.options
-    const scans = [
-      await scanStore('sender', join(dir, 'sender'), durability),
-      await scanStore('consumer', join(dir, 'consumer'), durability),
-    ]
+    const scans: Scan[] = []
+    for (const node of this.#nodes) scans.push(await scanStore(node, join(dir, node), durability))
     const histories = readHistory(historyFiles(dir))
     const history = [...histories, ...this.#events, ...scans.flatMap((scan) => scan.events)]
     writeFileSync(join(dir, 'history.json'), history.map((event) => JSON.stringify(event)).join('\n'))
-    const kills = this.#kills.sender + this.#kills.consumer
+    const kills = this.#kills.sender + this.#kills.consumer + this.#kills.relay
     const report = check(history, {
       inDoubt: 'wait',
       drained: true,
@@ -188,7 +200,7 @@ export class Trial {
       ...witnessProblems(wholeLines(join(dir, WITNESS)), scans),
       ...letterProblems(seed, deadly, scans),
       ...repeatProblems(starts),
-      ...countProblems(histories, scans),
+      ...countProblems(this.#nodes, histories, scans),
       ...this.#epochProblems(scans),
     ]
     return { problems, report, history, repeated: repeatedIn(starts), unknown: unknownIn(histories) }
@@ -198,7 +210,7 @@ export class Trial {
   #epochProblems(scans: readonly Scan[]): string[] {
     const problems: string[] = []
     const rises = (list: readonly number[]): boolean => list.every((epoch, i) => i === 0 || epoch > list[i - 1]!)
-    for (const [i, node] of NODES.entries()) {
+    for (const [i, node] of this.#nodes.entries()) {
       const { lineage } = scans[i]!
       const told = this.#epochs[node]
       if (!rises(told) || !rises(lineage.map(({ epoch }) => epoch)))
@@ -282,9 +294,9 @@ function repeatProblems(starts: ReadonlyMap<string, readonly Start[]>): string[]
 }
 
 /** G11: what the store counts is what the peer counted before it closed. */
-function countProblems(histories: readonly HistoryEvent[], scans: readonly Scan[]): string[] {
+function countProblems(nodes: readonly Node[], histories: readonly HistoryEvent[], scans: readonly Scan[]): string[] {
   const problems: string[] = []
-  for (const [i, node] of NODES.entries()) {
+  for (const [i, node] of nodes.entries()) {
     // What a sender lost with its process, before it was durable, is forgotten at its next RESUME: it was never accepted.
     const unsettled = scans[i]!.unsettled.filter((space) =>
       scans.some(({ lineage }) => lineage.at(-1)!.space === space),
