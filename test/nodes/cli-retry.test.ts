@@ -7,15 +7,15 @@ t.test('consume --max-attempts and --backoff say how often a message comes, and 
   const run = (...args: string[]) => peerpost(args, { cwd })
   for (const body of ['1', '2', '3']) await run('send', 'orders', body)
   t.match(await run('consume', 'orders', '--max', '2'), { code: 0, stdout: '1\n2\n' }, 'the third one stays')
-  t.match(await run('consume', 'orders', '--max', '5', '--wait', '100ms'), { code: 0, stdout: '3\n' })
+  t.match(await run('consume', 'orders', '--max', '5', '--wait', '1s'), { code: 0, stdout: '3\n' })
   // The default would give it five deliveries, the second one within a second.
   const retry = ['--max-attempts', '2', '--backoff', '1500ms']
   const { stdout } = await run('send', 'orders', '"poison"')
   const failing = await run('consume', 'orders', '--exec', 'exit 3', ...retry, '--max', '2')
   t.equal(failing.stderr.match(/ended with 3/g)?.length, 2, failing.stderr)
-  const letter = JSON.parse((await run('dead-letters', 'show', stdout.trim(), '--json')).stdout) as {
-    attempts: { at: number }[]
-  }
+  const shown = await run('dead-letters', 'show', stdout.trim(), '--json')
+  t.equal(shown.code, 0, shown.stderr)
+  const letter = JSON.parse(shown.stdout) as { attempts: { at: number }[] }
   t.equal(letter.attempts.length, 2)
   const gap = letter.attempts[1]!.at - letter.attempts[0]!.at
   t.ok(gap >= 1500, `delivered again after ${gap} ms`)
