@@ -231,7 +231,11 @@ async function competes(t: Test, story: Story): Promise<void> {
   await round([2])
   await story.within('the end of a member', story.close(members[0]!))
   await round([3])
-  for (const sender of senders) await story.until('the end of all', () => routeOf(sender, 'work')?.pending === 0)
+  for (const sender of senders)
+    await story.until('that nothing waits here', () => routeOf(sender, 'work')?.pending === 0)
+  // A relay that has taken it has not yet handed it on.
+  for (const sender of senders)
+    await story.until('the end of all', () => routeOf(story.holderOf(sender), 'work')?.pending === 0)
   const all = [...seen.values()].flat().filter(({ body }) => body >= 0)
   t.equal(all.length, 2 * 4 * keys.length, 'each is done once')
   for (const { id: from } of senders)
