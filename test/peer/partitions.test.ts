@@ -72,7 +72,11 @@ t.test('a pair that knows each other goes on while its line holds, and where it 
     if (cuts.includes('sender – consumer')) {
       await pause(300)
       t.same(seen, [1], `${what}: it waits`)
-      t.match(routeOf(sender, 'orders'), { pending: 1, waitingFor: /a link with|a consumer/ }, what)
+      t.match(
+        routeOf(sender, 'orders'),
+        { pending: 1, waitingFor: /a link with|a consumer|word from .*, whose link is down/ },
+        what,
+      )
     } else await eventually(() => seen.length === 2, `${what}: the second`)
     for (const line of cuts) heal(lines[line])
     await sender.send('orders', 3)

@@ -24,6 +24,7 @@ interface Tool {
 const TOOLS: readonly Tool[] = [
   { name: 'strace', args: ['-V'], debian: 'strace' },
   { name: 'openssl', args: ['version'], debian: 'openssl' },
+  { name: 'ip', args: ['-V'], debian: 'iproute2', only: 'netns.system.js' },
   {
     name: 'etcd',
     args: ['--version'],
