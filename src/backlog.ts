@@ -498,6 +498,11 @@ export abstract class Backlog {
   }
 
   /** What rests on a consumer's word alone, elided, rests on how far its store is: that has to be remembered (G8). */
+  /** A row that nobody waits for. */
+  rideAlong(change: Change): void {
+    this.lazy.push(change)
+  }
+
   get hasLazy(): boolean {
     return this.lazy.length > 0 || this.elided > this.#elidedBefore
   }
@@ -560,6 +565,7 @@ export abstract class Backlog {
     now: number,
   ): void {
     for (const { sequence, frame } of records) {
+      if (this.#forgetRelayed(lane, sequence, frame)) continue
       if (lane.isOverOnDisk(sequence)) {
         this.#forgetRecord(
           lane,
@@ -615,13 +621,27 @@ export abstract class Backlog {
     this.leaveDropped(lane.route)
   }
 
+  /** Of what a relay told to have before its record was read: it was counted then as one that was never written. */
+  #forgetRelayed(lane: Lane, sequence: number, frame: Buffer): boolean {
+    if (!lane.isRelayed(sequence)) return false
+    const { route } = lane
+    route.counters.accepted--
+    this.#forgetSize(route, frame.length)
+    this.lazy.push(rows.remove(rows.recordKey(route.number, lane.epoch, sequence)))
+    return true
+  }
+
+  #forgetSize(route: Route, bytes: number): void {
+    route.pendingBytes -= bytes
+    this.pendingBytes -= bytes + RECORD_OVERHEAD
+    route.dirty = true
+  }
+
   /** A record that never came to memory is finished. */
   #forgetRecord(lane: Lane, sequence: number, outcome: Outcome, frame: Buffer): void {
     const { route } = lane
     route.counters[outcome]++
-    route.pendingBytes -= frame.length
-    this.pendingBytes -= frame.length + RECORD_OVERHEAD
-    route.dirty = true
+    this.#forgetSize(route, frame.length)
     this.lazy.push(rows.remove(rows.recordKey(route.number, lane.epoch, sequence)))
     if (outcome !== 'done') this.lazy.push(rows.put(rows.outcomeKey(lane.epoch, data.number(frame, 0)), outcome))
     this.passedOn(frame, 0, outcome)

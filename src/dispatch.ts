@@ -14,8 +14,6 @@ const STUCK_MAX = 16
 export class Dispatch {
   /** Relays that are linked: each takes messages of every route. */
   readonly relays: RemoteConsumer[] = []
-  /** Something would go to a relay and is not durable yet: nobody should wait with its write. */
-  wantsWrite = false
   #wallNow = 0
 
   constructor(
@@ -23,6 +21,13 @@ export class Dispatch {
     /** Called for a consumer that must be noted first (rule P1). */
     readonly wantTouch: (lane: Lane, consumer: RemoteConsumer) => void,
   ) {}
+
+  /** Is a relay there, with a store of this class, that takes messages now? */
+  isServed(rank: number): boolean {
+    for (const relay of this.relays)
+      if (relay.rank >= rank && relay.carrier.isOpen && (relay.messages > 0 || relay.out > 0)) return true
+    return false
+  }
 
   /** Hands out what may go now. */
   pump(route: Route, wallNow: number): void {
@@ -91,11 +96,6 @@ export class Dispatch {
   #fits(entry: Entry, consumer: RemoteConsumer): boolean {
     if (!consumer.canTake(entry.bytes)) return false
     if (this.rules.keepClass && !entry.lower && entry.write !== 'none' && consumer.rank < entry.rank) return false
-    // What a relay took and this side never wrote, nobody here would know of after a crash: neither its key nor its number.
-    if (consumer.isRelay && entry.write !== 'durable' && entry.write !== 'none') {
-      this.wantsWrite = true
-      return false
-    }
     const lane = entry.lane
     if (
       consumer.lane === lane ||

@@ -8,6 +8,7 @@ import type { Inbox } from './inbox.js'
 import { IntervalSet } from './interval.js'
 import type { LinkConnection } from './link.js'
 import { DURABILITY_RANK } from './log/log.js'
+import * as rows from './log/rows.js'
 import type { PeerId, SpaceId } from './message.js'
 import type { Limits } from './options.js'
 import type { NackFields, Outbox, ResumeAnswer } from './outbox.js'
@@ -88,6 +89,9 @@ export class Exchange {
         break
       case FRAME.relay:
         this.#relay(link, fields)
+        break
+      case FRAME.known:
+        this.#known(link, fields)
         break
       case FRAME.unconsume:
         this.#unconsume(link, fields)
@@ -279,6 +283,21 @@ export class Exchange {
     this.machines().outbox.addRelay(relay)
   }
 
+  /** A sender has written down what this relay took of it: it need not be told again. */
+  #known(link: LinkConnection, fields: unknown[]): void {
+    const { inbox, outbox } = this.machines()
+    const space = check.space(fields[0])
+    const route = check.u32(fields[1])
+    const ends = new IntervalSet(check.ranges(fields[2]))
+    const lane = inbox.lanes.get(`${space}/${route}`)
+    if (lane?.peer !== link.peer) return
+    for (const sequence of lane.taken.keys()) {
+      if (!ends.has(sequence)) continue
+      lane.taken.delete(sequence)
+      outbox.rideAlong(rows.remove(rows.takenKey(space, route, sequence)))
+    }
+  }
+
   #unconsume(link: LinkConnection, fields: unknown[]): void {
     const consumer = link.consumers.get(check.u32(fields[0]))
     if (!consumer) return
@@ -298,18 +317,17 @@ export class Exchange {
       const [spaceField, routeField, from, to, through, exceptions] = check.list(asked)
       const space = check.space(spaceField)
       const route = check.u32(routeField)
-      const lane = inbox.lanes.get(`${space}/${route}`)
-      if (lane && lane.peer === link.peer)
-        inbox.finishedThrough(lane, check.sequence(through), check.ascending(exceptions))
-      const { done, dead, expired, running, told, relayed } = inbox.answer(
-        link.peer,
-        space,
-        route,
-        check.sequence(from),
-        check.sequence(to),
-      )
+      const declared = inbox.lanes.get(`${space}/${route}`)
+      const lane = declared?.peer === link.peer ? declared : undefined
+      if (lane) inbox.finishedThrough(lane, check.sequence(through), check.ascending(exceptions))
+      // What its sender may not know of lies outside of what it asks.
+      const beyond = inbox.rules.relayTellsTaken ? [...(lane?.taken.keys() ?? [])] : []
+      const low = Math.min(check.sequence(from), ...beyond)
+      const high = Math.max(check.sequence(to), ...beyond)
+      const { done, dead, expired, running, told, relayed } = inbox.answer(link.peer, space, route, low, high)
       // Only who is a relay says what it has as one.
-      const more = inbox.relay !== null ? [told, relayed] : told.length > 0 ? [told] : []
+      const taken = beyond.map((sequence) => [sequence, ...lane!.taken.get(sequence)!])
+      const more = inbox.relay !== null ? [told, relayed, taken] : told.length > 0 ? [told] : []
       answers.push([spaceField, route, done, dead, running, expired, ...more])
     }
     inbox.closeSpaces(link.peer, new Set(open))
@@ -320,7 +338,7 @@ export class Exchange {
 
   #resumed(link: LinkConnection, fields: unknown[]): void {
     const answers: ResumeAnswer[] = check.list(fields[0]).map((answer) => {
-      const [space, route, over, dead, running, expired, hearsay, relayed] = check.list(answer)
+      const [space, route, over, dead, running, expired, hearsay, relayed, taken] = check.list(answer)
       const told = hearsay === undefined ? [] : check.ranges(hearsay)
       const done = new IntervalSet(told).without(check.ranges(over))
       const ends = { done, dead: check.ranges(dead), expired: check.ranges(expired), told }
@@ -330,6 +348,7 @@ export class Exchange {
         ...ends,
         running: check.list(running).map(check.sequence),
         relayed: relayed === undefined ? null : check.ranges(relayed),
+        taken: taken === undefined ? [] : check.list(taken).map(takenOf),
       }
     })
     const { outbox } = this.machines()
@@ -414,6 +433,11 @@ export class Exchange {
     link.toldCommit = commit
     link.writer.control(FRAME.progress, [commit, lanes])
   }
+}
+
+function takenOf(value: unknown): readonly [sequence: number, number: number, key: string] {
+  const [sequence, number, key] = check.list(value)
+  return [check.sequence(sequence), check.sequence(number), check.text(key)]
 }
 
 /** Does this ACK say again what the TOLD before it said? */

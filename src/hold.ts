@@ -3,7 +3,7 @@
  * turn (`InKey`), and a queue, subscription or request name that this peer takes from (`LocalConsumer`).
  */
 import { IntervalSet } from './interval.js'
-import type { AttemptRow, DoneRow } from './log/rows.js'
+import type { AttemptRow, DoneRow, TakenRow } from './log/rows.js'
 import type { Attempt, DestinationKind, Outcome, PeerId, SpaceId } from './message.js'
 import type { Backoff } from './options.js'
 import { Deque } from './queue.js'
@@ -37,6 +37,8 @@ export class InLane {
   expired = new IntervalSet()
   /** Taken by this peer as a relay, and not ended where it was handed on to. */
   relayed = new IntervalSet()
+  /** Of what it took as a relay, number and key of what the sender has not written down yet. */
+  readonly taken = new Map<number, TakenRow>()
   /** Where its messages go; known once it was declared to this process, and to a relay alone. */
   destination: Destination | null = null
   /** Held, running or being settled, by sequence. */

@@ -304,7 +304,9 @@ export class Inbox {
     if (consumer.order === 'none' || !this.rules.keyFollowsPredecessor) return null
     const key = consumer.order === 'strict' ? '' : data.key(held.frame, held.start)
     if (consumer.order === 'key' && key === '') return null
-    const name = `${held.from}/${key}`
+    // Of one sender, what comes by a relay and what comes straight have lines of their own: the sender keeps them in order.
+    const { peer } = held.lane
+    const name = held.from === peer ? `${peer}/${key}` : `${peer}/${held.from}/${key}`
     let state = consumer.keys.get(name)
     if (!state) {
       state = new InKey(name)
@@ -427,16 +429,19 @@ export class Inbox {
   finishedThrough(lane: InLane, through: number, exceptions: readonly number[]): void {
     if (through <= 0) return
     const before = lane.done.intervals
-    lane.done.addThrough(through, exceptions)
-    if (this.rules.toldApart) lane.told.addThrough(through, exceptions)
+    // A sender that was killed calls finished what it does not know: a relay has that, and tells it first.
+    const kept =
+      lane.taken.size === 0 ? exceptions : [...new Set([...exceptions, ...lane.taken.keys()])].sort(ascending)
+    lane.done.addThrough(through, kept)
+    if (this.rules.toldApart) lane.told.addThrough(through, kept)
     for (const [sequence, row] of lane.attempts) {
-      if (sequence > through || exceptions.includes(sequence) || lane.active.has(sequence)) continue
+      if (sequence > through || kept.includes(sequence) || lane.active.has(sequence)) continue
       lane.attempts.delete(sequence)
       if (row) this.#changes.push(rows.remove(rows.attemptKey(lane.space, lane.route, sequence)))
     }
-    lane.dead = unfinished(lane.dead, through, exceptions)
-    lane.expired = unfinished(lane.expired, through, exceptions)
-    lane.relayed = unfinished(lane.relayed, through, exceptions)
+    lane.dead = unfinished(lane.dead, through, kept)
+    lane.expired = unfinished(lane.expired, through, kept)
+    lane.relayed = unfinished(lane.relayed, through, kept)
     if (before !== lane.done.intervals) this.touch(lane)
   }
 
@@ -446,7 +451,7 @@ export class Inbox {
       if (open.has(lane.space) || lane.active.size > 0) continue
       this.lanes.delete(laneName(lane.space, lane.route))
       this.#lanesOf.get(peer)!.delete(lane)
-      this.#changes.push(rows.remove(rows.doneKey(lane.space, lane.route)))
+      this.#changes.push(rows.remove(rows.doneKey(lane.space, lane.route)), ...takenGone(lane))
       for (const sequence of lane.attempts.keys())
         this.#changes.push(rows.remove(rows.attemptKey(lane.space, lane.route, sequence)))
       if (this.rules.tombstones && !this.#tombstones.has(lane.space)) this.#bury(lane)
@@ -483,7 +488,7 @@ export class Inbox {
       last = Math.max(last, lane.epoch)
       this.#dirty.delete(lane)
       this.lanes.delete(laneName(lane.space, lane.route))
-      this.#changes.push(rows.remove(rows.doneKey(lane.space, lane.route)))
+      this.#changes.push(rows.remove(rows.doneKey(lane.space, lane.route)), ...takenGone(lane))
       for (const sequence of lane.attempts.keys())
         this.#changes.push(rows.remove(rows.attemptKey(lane.space, lane.route, sequence)))
     }
@@ -569,6 +574,10 @@ export class Inbox {
     this.#remember(laneName(space, route), lane)
   }
 
+  restoreTaken(space: SpaceId, route: number, sequence: number, row: rows.TakenRow): void {
+    this.lanes.get(laneName(space, route))?.taken.set(sequence, row)
+  }
+
   restoreTombstone(space: SpaceId, row: rows.TombstoneRow): void {
     this.#tombstones.set(space, row)
   }
@@ -615,6 +624,12 @@ function unfinished(set: IntervalSet, through: number, exceptions: readonly numb
   for (const sequence of exceptions) if (set.has(sequence)) kept.addRange(sequence, sequence)
   return kept
 }
+
+/** What a relay noted of a lane goes with it. */
+const takenGone = ({ taken, space, route }: InLane): Change[] =>
+  [...taken.keys()].map((sequence) => rows.remove(rows.takenKey(space, route, sequence)))
+
+const ascending = (a: number, b: number): number => a - b
 
 const laneName = (space: string, route: number): string => `${space}/${route}`
 const consumerName = (kind: string, name: string, group: string, owner: string): string =>

@@ -99,6 +99,7 @@ export class IntervalSet {
   /** The part of the set inside [from, to], as a flat list of pairs. */
   within(from: number, to: number): number[] {
     const found: number[] = []
+    if (to < from) return found
     for (let i = this.#search(from); i < this.#ends.length && this.#ends[i]! <= to; i += 2)
       found.push(Math.max(from, this.#ends[i]!), Math.min(to, this.#ends[i + 1]!))
     return found

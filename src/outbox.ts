@@ -34,6 +34,8 @@ export interface ResumeAnswer {
   readonly told: readonly number[]
   /** With a relay, and not ended; null from a peer that is none. */
   readonly relayed: readonly number[] | null
+  /** Of what it took, ended or not, what it has not heard to be known here. */
+  readonly taken: ReadonlyArray<readonly [sequence: number, number: number, key: string]>
 }
 
 /** How others say that a message ended: `told` is not their own word, and `relayed` a relay's that it has it. */
@@ -147,7 +149,8 @@ export class Outbox extends Watched {
     const open = new Set<SpaceId>([this.incarnation.space])
     const lanes: unknown[] = []
     for (const lane of this.lanes.values()) {
-      if (!lane.isFinished) open.add(lane.space)
+      // Of a space that waits for a relay's word nobody knows yet whether it is over.
+      if (!lane.isFinished || this.waitsForRelay(lane)) open.add(lane.space)
       if (!lane.touched.has(peer) && !lane.relayed.has(peer)) continue
       const { through, exceptions } = lane.finished
       const relayed = lane.relayed.get(peer)?.ends ?? []
@@ -171,7 +174,8 @@ export class Outbox extends Watched {
     for (const answer of answers) {
       const lane = this.lanes.get(laneName(answer.space, answer.route))
       if (!lane) continue
-      lane.unresolved.delete(peer)
+      const isFirst = lane.unresolved.delete(peer)
+      if (answer.relayed !== null) this.#adoptAll(lane, peer, answer, isFirst)
       for (const [sequence, at] of lane.running) if (at === peer) lane.running.delete(sequence)
       this.#settleRanges(lane, answer.done, 'done', peer)
       this.#settleRanges(lane, answer.dead, 'dead', peer)
@@ -201,6 +205,15 @@ export class Outbox extends Watched {
       else if (!running.has(entry)) this.#free(entry, now)
     }
     if (doubt?.size === 0) this.#doubt.delete(peer)
+  }
+
+  /** What a relay took of an earlier incarnation, and this store knows nothing of, is known from now on. */
+  #adoptAll(lane: Lane, peer: PeerId, { taken }: ResumeAnswer, isFirst: boolean): void {
+    for (const [sequence, number, key] of taken) {
+      const isNew = isFirst && lane.isOld && lane.get(sequence) === undefined && !lane.isRelayed(sequence)
+      if (isNew) this.adopt(lane, sequence, [peer, number, key])
+      else if (lane.get(sequence) === undefined && !lane.relayedFresh.has(sequence)) this.isKnown(lane, peer, sequence)
+    }
   }
 
   /** What a relay says it has is its own from now on; what it neither has nor has ended, it has lost with its store. */
@@ -615,12 +628,16 @@ export class Outbox extends Watched {
     for (const route of this.active) {
       this.#awaitConsumer(route, now)
       this.#dispatch.pump(route, wallNow)
-      if (route.unwritten > 0 && !route.isServed(DURABILITY_RANK[this.storeClass])) this.wanted.hurry()
+      if (route.unwritten > 0 && !this.#isServed(route)) this.wanted.hurry()
     }
     for (const route of this.active) if (route.wantsLoad() === null) this.active.delete(route)
-    if (!this.#dispatch.wantsWrite) return
-    this.#dispatch.wantsWrite = false
-    this.wanted.hurry()
+  }
+
+  /** Is somebody there who takes its messages now, so that their writes may wait for the acknowledgement? */
+  #isServed(route: Route): boolean {
+    const rank = DURABILITY_RANK[this.storeClass]
+    const isByRelay = route.kind === 'publish' || this.via === 'relay' || route.isAway
+    return isByRelay ? !route.isFenced && this.#dispatch.isServed(rank) : route.isServed(rank)
   }
 
   /** Nobody takes from a route: after a while a relay may. A reply waits for one peer, and that one is not here. */

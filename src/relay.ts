@@ -13,7 +13,7 @@ import { Deque } from './queue.js'
 import type { RelayEnds } from './relayed.js'
 import type { Opened } from './restore.js'
 import type { Lane, Route } from './route.js'
-import { DATA_FLAG, data, type Meta, type Origin } from './transport/frame.js'
+import { DATA_FLAG, data, FRAME, type Meta, type Origin, type PacketWriter } from './transport/frame.js'
 
 /** What it asks of the turn. */
 export interface RelayShell {
@@ -24,6 +24,7 @@ export interface RelayShell {
     emit<Name extends keyof PeerEvents>(event: Name, ...args: PeerEvents[Name]): void
   }
   readonly store: Opened
+  readonly links: { readonly up: ReadonlyMap<PeerId, { readonly writer: PacketWriter }> }
   hasRoom(bytes: number): boolean
   classOf(peer: PeerId): Durability
   commit(changes: readonly Change[], done: (() => void) | null): void
@@ -69,6 +70,7 @@ export class Relays {
     if (outbox.relayEnds.length > 0) for (const told of outbox.relayEnds.splice(0)) this.#ended(told)
     if (outbox.passed.length > 0)
       for (const [frame, start, outcome] of outbox.passed.splice(0)) this.#passed(frame, start, outcome)
+    if (outbox.known.size > 0) this.#tellKnown()
     if (this.#queue.length > 0) this.#takeAll()
   }
 
@@ -98,6 +100,15 @@ export class Relays {
         code: 'RELAY_LOST',
         message: `${peer} was started anew: ${what} were of class memory and are gone.`,
       })
+  }
+
+  /** Tells relays what of theirs is written down here now. A link that is down is told after its RESUMED. */
+  #tellKnown(): void {
+    const { outbox } = this.#turn.store
+    for (const [lane, byPeer] of outbox.known)
+      for (const [peer, { ends }] of byPeer)
+        this.#turn.links.up.get(peer)?.writer.control(FRAME.known, [lane.spaceBytes, lane.number, ends])
+    outbox.known.clear()
   }
 
   #rowAt(key: Buffer): Buffer {
@@ -184,6 +195,12 @@ export class Relays {
       via: 'direct',
     } as const
     const sent = store.outbox.newSent(held.id, draft.durability)
+    if (!lane.isMemory) {
+      // Should its sender be killed before it has written down who has it, it hears that from here.
+      const row: rows.TakenRow = [data.number(frame, start), draft.key]
+      lane.taken.set(sequence, row)
+      this.#turn.commit([rows.put(rows.takenKey(lane.space, lane.route, sequence), row)], null)
+    }
     if (routes.length > 1) this.#putCopies(lane.space, lane.route, sequence, [routes.length, 'done'])
     store.outbox.append(routes, draft, sent, Math.round(clock.wall() - age), clock.now())
     this.#turn.settleRelayed(held)

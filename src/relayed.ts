@@ -45,6 +45,8 @@ export abstract class Relayed extends Backlog {
   #ending: Ending[] = []
   #endingWriting: Ending[] = []
   readonly #endingNames = new Set<string>()
+  /** What relays have is written down here now, and they have not heard that. */
+  readonly known = new Map<Lane, Map<PeerId, IntervalSet>>()
 
   /** A relay has taken a message, which leaves its lane with this. */
   protected passTo(relay: PeerId, entry: Entry): void {
@@ -63,6 +65,32 @@ export abstract class Relayed extends Backlog {
     // From now on only those who ask are told.
     sent.spilled++
     if (sent.onSettled !== null) this.awaited.set(watchName(lane.space, sent.number), sent)
+  }
+
+  /** A relay has it, which this side knows from now on for good. */
+  protected isKnown(lane: Lane, relay: PeerId, sequence: number): void {
+    let byPeer = this.known.get(lane)
+    if (!byPeer) {
+      byPeer = new Map()
+      this.known.set(lane, byPeer)
+    }
+    const has = byPeer.get(relay) ?? new IntervalSet()
+    byPeer.set(relay, has)
+    has.add(sequence)
+  }
+
+  /** A relay has a message of an earlier incarnation, of which nothing was written down here. */
+  protected adopt(lane: Lane, sequence: number, row: rows.RelayedRow): void {
+    const [relay, , name] = row
+    relayedBy(lane, relay).add(sequence)
+    lane.relayedFresh.set(sequence, row)
+    this.lazy.push(rows.put(rows.relayedKey(lane.epoch, lane.number, sequence), row))
+    this.#fresh.push([lane, sequence])
+    lane.route.counters.accepted++
+    lane.route.counters.relayed++
+    lane.route.dirty = true
+    const key = lane.route.keyOf(name, '')
+    if (key !== null) bind(key, relay)
   }
 
   /** What a relay had has ended. `row` is the message's own; what is not known any more is passed over. */
@@ -147,7 +175,11 @@ export abstract class Relayed extends Backlog {
 
   override committed(now: number): void {
     super.committed(now)
-    for (const [lane, sequence] of this.#freshWriting) lane.relayedFresh.delete(sequence)
+    for (const [lane, sequence] of this.#freshWriting) {
+      const row = lane.relayedFresh.get(sequence)
+      lane.relayedFresh.delete(sequence)
+      if (row) this.isKnown(lane, row[0], sequence)
+    }
     this.#freshWriting = []
     for (const ending of this.#endingWriting) {
       this.#endingNames.delete(`${laneName(ending.lane.space, ending.lane.number)}/${ending.sequence}`)

@@ -209,6 +209,10 @@ function restoreInbox(facts: OpenFacts, inbox: Inbox): void {
     const { space, route } = rows.doneOfKey(key)
     inbox.restoreLane(space, route, rows.read<rows.DoneRow>(value))
   })
+  eachRow(log, 'taken', (key, value) => {
+    const { space, route, sequence } = rows.takenOfKey(key)
+    inbox.restoreTaken(space, route, sequence, rows.read<rows.TakenRow>(value))
+  })
   eachRow(log, 'tombstone', (key, value) =>
     inbox.restoreTombstone(rows.tombstoneOfKey(key), rows.read<rows.TombstoneRow>(value)),
   )

@@ -53,6 +53,12 @@ export abstract class Restored extends Relayed {
     }
   }
 
+  /** Is it not known yet what a relay has of this lane? */
+  protected waitsForRelay(lane: Lane): boolean {
+    for (const peer of lane.unresolved) if (this.relayPeers.has(peer)) return true
+    return false
+  }
+
   /** How a message ended that others may have ended otherwise, and who has not said yet (rule P13). */
   restoreContested(number: number, space: SpaceId, sequence: number, row: rows.ContestedRow): void {
     const [outcome, by, others, message] = row

@@ -299,6 +299,12 @@ export class Lane extends Slots<Entry> {
     return this.number >= 0x80000000
   }
 
+  /** Has a relay it, and has not told the end? */
+  isRelayed(sequence: number): boolean {
+    for (const has of this.relayed.values()) if (has.has(sequence)) return true
+    return false
+  }
+
   /** Has it ended, though its record is still on disk? */
   isOverOnDisk(sequence: number): boolean {
     return this.finishedOnDisk.has(sequence) || this.toldOnDisk.has(sequence)

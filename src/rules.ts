@@ -39,6 +39,8 @@ export interface Rules {
   readonly carryAttempts: boolean
   /** P14: what a relay has of a key and has not told the end of binds the key to that relay. */
   readonly relayKeepsKey: boolean
+  /** P14: a sender that was killed hears from a relay what that took and nobody wrote down. */
+  readonly relayTellsTaken: boolean
   /** P15: memory-class messages count on a line of their own, and an ACK never implies a lower sequence. */
   readonly exactAcks: boolean
   /** P16: a dead letter committed at the consumer is settlement. */
@@ -92,6 +94,7 @@ export const ALL_RULES: Rules = {
   keepClass: true,
   carryAttempts: true,
   relayKeepsKey: true,
+  relayTellsTaken: true,
   exactAcks: true,
   deadIsSettled: true,
   checkReads: true,

@@ -89,7 +89,7 @@ export class Settle {
     this.#end(held, 'relayed', true)
   }
 
-  /** What this relay had handed on has ended there: its sender is told once that is durable. */
+  /** What this relay had handed on has ended there: its sender is told once that is durable. A flush of its own it is not worth. */
   relayEnded(lane: InLane, sequence: number, outcome: Outcome): void {
     lane.relayed.deleteRange(sequence, sequence)
     lane[outcome].add(sequence)
@@ -243,14 +243,13 @@ export class Settle {
       this.#alone.length > 0 ||
       this.#first.length > 0 ||
       this.#nacks.length > 0 ||
-      this.#relayEnds.length > 0 ||
       this.#later.length > 0
     )
   }
 
   /** Marks that nobody waits for: they are written soon, also where nothing else is. */
   get hasMarks(): boolean {
-    return this.#marks.length > 0
+    return this.#marks.length > 0 || this.#relayEnds.length > 0
   }
 
   collect(batch: Change[]): void {

@@ -381,6 +381,7 @@ export class Turn {
     const now = clock.now()
     this.#submitWall = 0
     this.#due(now)
+    this.relays.run()
     this.#load(now)
     this.#start(now)
     this.store.outbox.pump(clock.wall(), now)

@@ -62,6 +62,7 @@ export abstract class Watched extends Restored {
     const isIt = (entry: Entry): boolean =>
       entry.number === number && entry.lane.space === space && entry.state !== 'settled'
     const isPending =
+      lanes.some((lane) => this.waitsForRelay(lane)) ||
       lanes.some((lane) => (lane.findNumber(number)?.state ?? 'settled') !== 'settled') ||
       [...this.wanted].some(isIt) ||
       this.writing.some(isIt)

@@ -11,11 +11,12 @@ const listOf = (set: IntervalSet): number[] => {
   return all
 }
 
-t.test('it is the set of what was added, whatever the order', async (t) => {
+t.test('it is the set of what was added and not taken out, whatever the order', async (t) => {
   const number = fc.integer({ min: 1, max: 60 })
   const step = fc.oneof(
     number.map((n) => ({ kind: 'add' as const, n })),
     fc.tuple(number, number).map(([a, b]) => ({ kind: 'range' as const, from: Math.min(a, b), to: Math.max(a, b) })),
+    fc.tuple(number, number).map(([a, b]) => ({ kind: 'drop' as const, from: Math.min(a, b), to: Math.max(a, b) })),
     fc.tuple(number, fc.uniqueArray(number, { maxLength: 8 })).map(([through, exceptions]) => ({
       kind: 'through' as const,
       through,
@@ -33,6 +34,9 @@ t.test('it is the set of what was added, whatever the order', async (t) => {
         } else if (each.kind === 'range') {
           set.addRange(each.from, each.to)
           for (let n = each.from; n <= each.to; n++) model.add(n)
+        } else if (each.kind === 'drop') {
+          set.deleteRange(each.from, each.to)
+          for (let n = each.from; n <= each.to; n++) model.delete(n)
         } else {
           set.addThrough(each.through, each.exceptions)
           for (let n = 1; n <= each.through; n++) if (!each.exceptions.includes(n)) model.add(n)
@@ -63,6 +67,7 @@ t.test('what is done in order is one interval, however much', async (t) => {
   t.same(set.ends, [1, 100_000])
   set.addRange(5, 4)
   t.same(set.ends, [1, 100_000], 'an empty range adds nothing')
+  t.same(set.within(5, 4), [], 'and nothing of the set lies in one')
   set.clear()
   t.equal(set.size, 0)
 })

@@ -239,6 +239,7 @@ t.test(
           running: [2],
           told: [],
           relayed: null,
+          taken: [],
         },
       ],
       bench.now,
@@ -293,6 +294,7 @@ t.test('what a consumer was only told to be over contradicts no dead letter of a
       running: [],
       told: [],
       relayed: null,
+      taken: [],
     }
     bench.outbox.resumed('a' as PeerId, [answer], bench.now)
     t.equal(bench.outbox.withdrawals.length, word === 'told' ? 0 : 1, `${word}, then dead`)

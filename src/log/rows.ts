@@ -27,6 +27,7 @@ const TABLE = {
   contested: 0x13,
   relayed: 0x14,
   copies: 0x15,
+  taken: 0x16,
 } as const
 
 type Table = keyof typeof TABLE
@@ -147,6 +148,16 @@ export const relayedOfKey = (at: Buffer): { epoch: number; route: number; sequen
 export type CopiesRow = readonly [left: number, outcome: Outcome]
 export const copiesKey = (space: SpaceId, route: number, sequence: number): Buffer =>
   key('copies', Buffer.from(space, 'hex'), u32(route), u48(sequence))
+
+/** At a relay: number and key of a message that it took, until its sender has that written down. */
+export type TakenRow = readonly [number: number, key: string]
+export const takenKey = (space: SpaceId, route: number, sequence: number): Buffer =>
+  key('taken', Buffer.from(space, 'hex'), u32(route), u48(sequence))
+export const takenOfKey = (at: Buffer): { space: SpaceId; route: number; sequence: number } => ({
+  space: at.toString('hex', 1, 17) as SpaceId,
+  route: at.readUInt32BE(17),
+  sequence: at.readUIntBE(21, 6),
+})
 
 /** `dead`, `expired` or `lost`: without a row, what is finished is done (rule P18). */
 export const outcomeKey = (epoch: number, number: number): Buffer => key('outcome', u32(epoch), u48(number))

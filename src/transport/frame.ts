@@ -36,6 +36,7 @@ export const FRAME = {
   // From 64 on: whoever does not know them passes over them.
   told: 64,
   relay: 65,
+  known: 66,
 } as const
 
 export type FrameType = (typeof FRAME)[keyof typeof FRAME]

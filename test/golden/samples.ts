@@ -79,7 +79,10 @@ export function frames(): Record<string, Buffer> {
     'ack expired': packet((writer) => writer.ack(SPACE, 7 + 0x80000000, 2, [1, 1])),
     'ack relayed': packet((writer) => writer.ack(SPACE, 7, 4, [46, 47])),
     relay: control(FRAME.relay, 1, 2),
-    'resumed by a relay': control(FRAME.resumed, [[SPACE, 7, [1, 40], [42, 42], [43], [45, 45], [46, 47]]]),
+    known: control(FRAME.known, SPACE, 7, [46, 47]),
+    'resumed by a relay': control(FRAME.resumed, [
+      [SPACE, 7, [1, 40], [42, 42], [43], [45, 45], [1, 39], [46, 47], [[47, 99, 'customer-7']]],
+    ]),
     'data from a relay': packet((writer) => writer.data(relayed, 0, relayed.length, 1, 5, 250, 1, 8 | 32)),
     'ack withdrawn': packet((writer) => writer.ack(SPACE, 7, 3, [5, 5])),
     nack: control(FRAME.nack, SPACE, 7, 5, 'retry', 1, 1000, [[1, AT, PEER, 12, 'no']]),
@@ -171,6 +174,7 @@ function relayRows(): Record<string, Change> {
     'touched by a relay': putMark(rows.touchedKey(2, 7, PEER), true),
     relayed: put(rows.relayedKey(2, 7, 46), [PEER, 99, 'customer-7']),
     copies: put(rows.copiesKey(SPACE_ID, 7, 46), [2, 'done']),
+    taken: put(rows.takenKey(SPACE_ID, 7, 46), [99, 'customer-7']),
   }
 }
 

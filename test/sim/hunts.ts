@@ -237,6 +237,16 @@ export const HUNTS: readonly Hunt[] = [
       withRelays(struck({ ...calm(o, ['b']), keys: 1, handler: slow, network: slowNetwork }, 'stop', 'b', 2, 2000)),
   },
   {
+    rule: 'P14',
+    off: ['relayTellsTaken'],
+
+    tune: (o) => {
+      const handler = { ...CALM_HANDLER, rejectRate: 0.9, slowRate: 0.5, slowMs: 100 }
+      const by = withRelays(struck({ ...calm(o, ['b']), messages: 1000, handler }, 'kill', 'a', 30, 20))
+      return { ...by, nodes: by.nodes.map((node) => ({ ...node, via: 'relay' })) }
+    },
+  },
+  {
     rule: 'P15',
     off: ['exactAcks'],
 
