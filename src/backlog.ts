@@ -621,28 +621,27 @@ export abstract class Backlog {
     this.leaveDropped(lane.route)
   }
 
-  /** Of what a relay told to have before its record was read: it was counted then as one that was never written. */
+  /** A relay told to have it before its record was read, and it was counted then as one that was never written. */
   #forgetRelayed(lane: Lane, sequence: number, frame: Buffer): boolean {
     if (!lane.isRelayed(sequence)) return false
     const { route } = lane
     route.counters.accepted--
-    this.#forgetSize(route, frame.length)
-    this.lazy.push(rows.remove(rows.recordKey(route.number, lane.epoch, sequence)))
+    this.#forgetSize(lane, sequence, frame)
     return true
   }
 
-  #forgetSize(route: Route, bytes: number): void {
-    route.pendingBytes -= bytes
-    this.pendingBytes -= bytes + RECORD_OVERHEAD
+  #forgetSize({ route, epoch }: Lane, sequence: number, { length }: Buffer): void {
+    route.pendingBytes -= length
+    this.pendingBytes -= length + RECORD_OVERHEAD
     route.dirty = true
+    this.lazy.push(rows.remove(rows.recordKey(route.number, epoch, sequence)))
   }
 
   /** A record that never came to memory is finished. */
   #forgetRecord(lane: Lane, sequence: number, outcome: Outcome, frame: Buffer): void {
     const { route } = lane
     route.counters[outcome]++
-    this.#forgetSize(route, frame.length)
-    this.lazy.push(rows.remove(rows.recordKey(route.number, lane.epoch, sequence)))
+    this.#forgetSize(lane, sequence, frame)
     if (outcome !== 'done') this.lazy.push(rows.put(rows.outcomeKey(lane.epoch, data.number(frame, 0)), outcome))
     this.passedOn(frame, 0, outcome)
   }

@@ -3,7 +3,7 @@
  * the outbox, the inbox or settle, and what they have for it goes into its packets.
  */
 import type { Clock } from './clock.js'
-import { freshAccount, type Held } from './hold.js'
+import { freshAccount, type Held, type InLane } from './hold.js'
 import type { Inbox } from './inbox.js'
 import { IntervalSet } from './interval.js'
 import type { LinkConnection } from './link.js'
@@ -321,7 +321,7 @@ export class Exchange {
       const lane = declared?.peer === link.peer ? declared : undefined
       if (lane) inbox.finishedThrough(lane, check.sequence(through), check.ascending(exceptions))
       // What its sender may not know of lies outside of what it asks.
-      const beyond = inbox.rules.relayTellsTaken ? [...(lane?.taken.keys() ?? [])] : []
+      const beyond = inbox.rules.relayTellsTaken && lane ? committedOf(lane) : []
       const low = Math.min(check.sequence(from), ...beyond)
       const high = Math.max(check.sequence(to), ...beyond)
       const { done, dead, expired, running, told, relayed } = inbox.answer(link.peer, space, route, low, high)
@@ -434,6 +434,10 @@ export class Exchange {
     link.writer.control(FRAME.progress, [commit, lanes])
   }
 }
+
+/** What a relay took of a lane: not what is still being committed, which runs. */
+const committedOf = ({ taken, active }: InLane): number[] =>
+  [...taken.keys()].filter((sequence) => !active.has(sequence))
 
 function takenOf(value: unknown): readonly [sequence: number, number: number, key: string] {
   const [sequence, number, key] = check.list(value)

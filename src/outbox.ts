@@ -222,6 +222,7 @@ export class Outbox extends Watched {
     const lost = new IntervalSet(known.ends)
     for (const ends of [relayed, answer.done, answer.dead, answer.expired, answer.told])
       for (let i = 0; i < ends.length; i += 2) lost.deleteRange(ends[i]!, ends[i + 1]!)
+    for (const sequence of answer.running) lost.deleteRange(sequence, sequence)
     if (lost.intervals > 0) this.relayEnds.push({ lane, peer, ends: lost.ends, outcome: 'lost' })
     this.#settleRanges(lane, known.without(relayed), 'relayed', peer)
   }

@@ -250,6 +250,8 @@ function deliveryExamples(space: Buffer): Example[] {
     dataExample(),
     ackExample(),
     control('told', [space, 1, [1, 3]], ['space of the sender', 'route: 1', '1 to 3']),
+    control('relay', [1, 2], ['number of the consumer: 1', 'class: disk']),
+    control('known', [space, 1, [4, 5]], ['space of the sender', 'route: 1', '4 to 5']),
     control(
       'nack',
       [space, 1, 4, 'retry', 1, 1500, [[1, CREATED, LISTENER.peerId, 20, 'card declined']]],
