@@ -159,6 +159,10 @@ export class HeldDelivery implements Delivery {
   get from(): PeerId {
     return this.held.from
   }
+  get relay(): PeerId | undefined {
+    const { from, lane } = this.held
+    return from === lane.peer ? undefined : lane.peer
+  }
   get body(): unknown {
     this.#body ??= { value: this.held.body }
     return this.#body.value

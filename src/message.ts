@@ -47,8 +47,10 @@ export interface Message<Body = unknown> {
   readonly redelivered: boolean
   /** 0 to 9. */
   readonly priority: number
-  /** The peer that sent it, behind a relay as well. */
+  /** The peer that sent it; behind a relay, by that relay's word. */
   readonly from: PeerId
+  /** The relay that handed it on; undefined where it came straight from `from`. */
+  readonly relay: PeerId | undefined
   /** Aborts when the lease is lost or the peer closes. */
   readonly signal: AbortSignal
   /** Asks for more time: the lease ends `ms` from now. Throws LEASE_LOST. */

@@ -26,16 +26,16 @@ t.test('a sender hands its messages to a relay and sleeps; the consumer gets the
   t.equal(await sender.outcome(receipts[7]!.id), 'relayed')
   t.match(routeOf(sender, 'work'), { pending: 0, bytes: 0, relayed: 50 })
   await sender.close()
-  const got: Array<{ body: unknown; from: string; id: string }> = []
+  const got: Array<{ body: unknown; from: string; id: string; relay: string | undefined }> = []
   const consumer = await open(t, { name: 'consumer', peers: hub.endpoints, dataDir: folder(t, 'consumer') })
-  consumer.consume('work', ({ body, from, id }: Message) => void got.push({ body, from, id }))
+  consumer.consume('work', ({ body, from, id, relay }: Message) => void got.push({ body, from, id, relay }))
   await eventually(() => got.length === 50)
   t.same(
     got.map(({ body }) => body).sort((a, b) => Number(a) - Number(b)),
     receipts.map((_, i) => i),
   )
   t.ok(
-    got.every(({ from }) => from === sender.id),
+    got.every(({ from, relay }) => from === sender.id && relay === hub.id),
     'they come from their sender',
   )
   t.same(new Set(got.map(({ id }) => id)), new Set(receipts.map(({ id }) => id)), 'under the ids that it knows')

@@ -425,6 +425,16 @@ function watchMarks(turn: Turn, seat: Seat): void {
     seat.mark('ran alone after a crash')
     markAlone(held)
   }
+  const relayed = settle.relayed.bind(settle)
+  settle.relayed = (held) => {
+    seat.mark('taken by a relay')
+    relayed(held)
+  }
+  const endRelayed = outbox.endRelayed.bind(outbox)
+  outbox.endRelayed = (...end) => {
+    seat.mark('a relay told the end')
+    endRelayed(...end)
+  }
   const collect = outbox.collect.bind(outbox)
   let elided = 0
   outbox.collect = (batch, now) => {

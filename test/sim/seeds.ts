@@ -93,6 +93,8 @@ export const MARKS = [
   'directory lost',
   'directory lost with its disk',
   'directory apart',
+  'taken by a relay',
+  'a relay told the end',
 ] as const
 
 /** Seen in longer hunts only, or by tests of their own. */
