@@ -6,8 +6,8 @@ import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
+import { folder, peerpost, startSidecar, type Teardown } from '../nodes/harness.js'
 import { eventually } from '../peer/mesh.js'
-import { folder, peerpost, startSidecar, type Teardown } from './harness.js'
 
 const MAIN = fileURLToPath(new URL('../../nodes/main.js', import.meta.url))
 t.setTimeout(90_000)

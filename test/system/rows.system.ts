@@ -2,10 +2,10 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { Child } from './child.js'
-import { crashLoop, terminations } from './fault.js'
-import { MAX_ATTEMPTS, planHandling } from './plan.js'
-import { poisonRow, row } from './row.js'
+import { Child } from '../crash/child.js'
+import { crashLoop, terminations } from '../crash/fault.js'
+import { MAX_ATTEMPTS, planHandling } from '../crash/plan.js'
+import { poisonRow, row } from '../crash/row.js'
 
 t.test('killed again and again while it recovers', async (t) => {
   const { kills } = await row(t, crashLoop('both', 4))

@@ -6,8 +6,8 @@ import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
+import { folder, http, peerpost, startSidecar } from '../nodes/harness.js'
 import { eventually } from '../peer/mesh.js'
-import { folder, http, peerpost, startSidecar } from './harness.js'
 
 const MAIN = fileURLToPath(new URL('../../nodes/main.js', import.meta.url))
 t.setTimeout(90_000)
